@@ -1,0 +1,91 @@
+"""A circuit: which nodes are kept. Closing the hierarchy, counting nodes and parameters.
+
+Closing makes the levels agree. Top-down: a closed parent closes its children. Bottom-up: a head with no open dimension closes, an
+attention block with no open head, an MLP block with no open neuron or no open output, a layer with neither block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nodesieve.architectures import Architecture
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
+
+
+def close(kept: Mapping[str, Tensor]) -> LevelTensors:
+    """Boolean masks of all levels, each (*shape(level)) -> the same with every level consistent with the others. Idempotent."""
+    down = with_ancestors({level: kept[level].bool() for level in LEVELS})
+    head = down["head"] & down["head_dim"].any(-1)
+    attention = down["attention_block"] & head.any(-1)
+    mlp = down["mlp_block"] & down["mlp_neuron"].any(-1) & down["mlp_output"].any(-1)
+    layer = down["layer"] & (attention | mlp)
+    return with_ancestors({**down, "head": head, "attention_block": attention, "mlp_block": mlp, "layer": layer})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """Which nodes are kept: a boolean mask a level, closed. Build it with `Circuit.of`."""
+
+    masks: LevelTensors
+
+    @staticmethod
+    def of(kept: Mapping[str, Tensor]) -> Circuit:
+        return Circuit(masks=close(kept))
+
+    def gates(self) -> LevelTensors:
+        """The masks as gates of 0.0 and 1.0."""
+        return {level: mask.float() for level, mask in self.masks.items()}
+
+    def kept(self, level: str) -> int:
+        return int(self.masks[level].sum())
+
+    @property
+    def size(self) -> float:
+        """Kept leaves / all leaves."""
+        return sum(self.kept(level) for level in LEAVES) / sum(self.masks[level].numel() for level in LEAVES)
+
+    def names(self, nodes: NodeSpace, level: str) -> list[str]:
+        """Canonical names of the kept nodes of one level, in order."""
+        return [nodes.name(level, tuple(index)) for index in self.masks[level].nonzero().tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    kept: int
+    total: int
+
+
+def count_nodes(circuit: Circuit) -> dict[str, Count]:
+    return {level: Count(kept=circuit.kept(level), total=circuit.masks[level].numel()) for level in LEVELS}
+
+
+def count_parameters(circuit: Circuit, architecture: Architecture) -> Count:
+    """Attention and MLP weights and biases that the kept nodes need, by the model's real shapes.
+
+    For a kept head_dim its column of V and row of O; for a kept head its Q, and its K once for all query heads that share it; for a kept
+    neuron its row in each input matrix and its entries of the down projection on kept outputs. Norms and embeddings do not count.
+    """
+    everything = Circuit(masks={level: torch.ones_like(mask) for level, mask in circuit.masks.items()})
+    return Count(kept=_parameters(circuit, architecture), total=_parameters(everything, architecture))
+
+
+def _parameters(circuit: Circuit, architecture: Architecture) -> int:
+    costs, nodes = architecture.parameters, architecture.nodes
+    heads, dims = circuit.masks["head"], circuit.masks["head_dim"]  # (L, H), (L, H, K)
+    groups = heads.reshape(nodes.layers, costs.groups, -1).any(-1)  # (L, G): key heads that a kept query head reads
+    value_dims = dims.reshape(nodes.layers, costs.groups, -1, nodes.head_dim).any(2)  # (L, G, K)
+    attention = (
+        int(heads.sum()) * costs.query_per_head
+        + int(groups.sum()) * costs.key_per_group
+        + int(value_dims.sum()) * costs.value_per_dim
+        + int(dims.sum()) * costs.projection_per_dim
+        + circuit.kept("attention_block") * costs.projection_bias
+    )
+    neurons, outputs = circuit.masks["mlp_neuron"].sum(-1), circuit.masks["mlp_output"].sum(-1)  # (L,), (L,)
+    mlp = int(neurons.sum()) * costs.input_per_neuron + int((neurons * outputs).sum()) + int(outputs.sum()) * costs.output_bias
+    return attention + mlp

@@ -1,0 +1,298 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that --help is quick.
+
+Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl-C with the run resumable.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodesieve import __version__
+from nodesieve.config import DiscoverConfig, choices, make_config
+from nodesieve.errors import UserError
+from nodesieve.levels import LEVELS
+
+if TYPE_CHECKING:
+    from nodesieve.run import Run
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Entry point of `nodesieve`."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except UserError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    print("nodesieve: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """Find circuits in language models: the smallest set of nodes that alone reproduces what the model says."""
+
+
+def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One flag for each field of DiscoverConfig; None means "not given", so that --config and defaults can fill it."""
+    for field in reversed(fields(DiscoverConfig)):
+        info: Any = field.default  # pydantic's FieldInfo
+        allowed = choices(DiscoverConfig.__annotations__[field.name]) or _literal(field.name)
+        default = info.get_default(call_default_factory=True)
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        note = f"  [default: {shown}]" if shown not in (None, {}) else ""
+        if isinstance(default, dict):
+            kind: Any = PerLevelType()
+        elif allowed:
+            kind = click.Choice(allowed)
+        else:
+            kind = {int: int, float: float}.get(type(default), float if field.name == "keep" else str)
+        flag = "--" + field.name.replace("_", "-")
+        command = click.option(flag, field.name, type=kind, default=None, help=info.description + note)(command)
+    return command
+
+
+def _literal(name: str) -> tuple[str, ...]:
+    from typing import get_type_hints
+
+    return choices(get_type_hints(DiscoverConfig)[name])
+
+
+class PerLevelType(click.ParamType):  # type: ignore[type-arg]
+    """`head=1,layer=0.3` -> {"head": 1.0, "layer": 0.3}."""
+
+    name = "level=number,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        out = {}
+        for part in value.split(","):
+            level, _, number = part.partition("=")
+            try:
+                out[level.strip()] = float(number)
+            except ValueError:
+                self.fail(f"expected LEVEL=NUMBER pairs such as head=1,layer=0.3 (levels: {', '.join(LEVELS)}), got {part!r}", param, ctx)
+        return out
+
+
+@cli.command(short_help="Find the circuit of a task in a model.")
+@click.option("--out", type=click.Path(path_type=Path), help="the run's directory  [default: runs/MODEL-TASK]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="options from a run's config.yaml; flags come on top")
+@click.option("--resume", type=click.Path(path_type=Path), help="go on with the unfinished run in this directory")
+@click.option("--overwrite", is_flag=True, help="replace what a finished or unfinished run left in the directory")
+@click.option("--quiet", is_flag=True, help="no progress, no table; only the directory is printed")
+@click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
+@_config_options
+def discover(
+    out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
+) -> None:
+    """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
+    from nodesieve.run import CHECKPOINT, DESCRIPTION, METRICS, read_config
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume is not None:
+        if given or config_file or out:
+            raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet goes with it")
+        if not (resume / "config.yaml").is_file():
+            raise UserError(f"--resume expects the directory of an unfinished run, found no config.yaml in {str(resume)!r}")
+        config, directory = read_config(resume), resume
+        if (directory / METRICS).is_file() and not (directory / CHECKPOINT).is_file():
+            raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
+    else:
+        base = read_config(config_file).to_dict() if config_file else {}
+        config = make_config({**base, **given})
+        directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
+        used = [name for name in (METRICS, DESCRIPTION, CHECKPOINT, "config.yaml") if (directory / name).exists()]
+        if used and not overwrite:
+            raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
+        if directory.is_file():
+            raise UserError(f"--out expects a directory, got the file {str(directory)!r}")
+    _discover(config, directory, fresh=resume is None, quiet=quiet, trust_remote_code=trust_remote_code)
+
+
+def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bool, trust_remote_code: bool) -> None:
+    from nodesieve.console import ConsoleJournal, print_summary
+    from nodesieve.discovery import Interrupted
+    from nodesieve.discovery import discover as run_discovery
+    from nodesieve.models import load_model
+    from nodesieve.report.page import render
+    from nodesieve.run import CHECKPOINT, CIRCUIT, DESCRIPTION, HISTORY, METRICS, REPORT, write_config, write_text
+    from nodesieve.tasks.load import load_task
+
+    loaded = load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
+    task = load_task(config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            for name in (METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, CHECKPOINT):
+                (directory / name).unlink(missing_ok=True)
+            write_config(directory, config)
+    except OSError as error:
+        raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
+    with ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
+        try:
+            run = run_discovery(loaded, task, config, journal=journal)
+        except Interrupted as interrupted:
+            interrupted.run.save(directory)
+            (directory / METRICS).unlink(missing_ok=True)
+            print(f"stopped; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    run.save(directory)
+    write_text(directory / REPORT, render([(directory.name, run)]))
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    if quiet:
+        print(directory)
+    else:
+        print_summary(run)
+        print(f"report: {directory / REPORT}")
+
+
+@contextmanager
+def _stop_on_interrupt(journal: Any) -> Iterator[None]:
+    """The first Ctrl-C asks the run to stop after its step; a second one stops at once."""
+
+    def stop(signum: int, frame: object) -> None:
+        if journal.stopping:
+            raise KeyboardInterrupt
+        journal.stopping = True
+        journal.say("stopping after this step")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_RUN = click.argument("directory", type=click.Path(path_type=Path))
+
+
+@cli.command(short_help="Measure a run's circuit, on its own task or another.")
+@_RUN
+@click.option("--task", help="a built-in task or a file; by default the run's own")
+@click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
+@click.option("--model", help="the model, where it has moved since the run")
+@click.option("--device", help="torch device; by default the run's own")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def evaluate(directory: Path, task: str | None, split: Any, model: str | None, device: str | None, as_json: bool) -> None:
+    """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
+    import json
+
+    from nodesieve.console import print_evaluation
+    from nodesieve.evaluation import evaluate as measure
+    from nodesieve.run import load_run
+
+    run = load_run(directory)
+    loaded, examples = _model_and_task(run, task=task, model=model, device=device)
+    evaluation = measure(loaded, examples, run, splits=(split,))
+    if as_json:
+        print(json.dumps({"task": examples.name, "full": evaluation.full, "circuit": evaluation.circuit, "ablated": evaluation.ablated}, indent=2))
+    else:
+        print_evaluation(evaluation, title=f"{directory} on {examples.name}, {split} data")
+
+
+def _model_and_task(run: Run, *, task: str | None, model: str | None, device: str | None) -> tuple[Any, Any]:
+    from nodesieve.models import load_model
+    from nodesieve.tasks.load import load_task
+
+    config = run.config
+    loaded = load_model(model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype)
+    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size)
+
+
+@cli.command(short_help="Write report.html for one run, or one page for several.")
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="the page  [default: report.html in the first directory]")
+def report(directories: tuple[Path, ...], out: Path | None) -> None:
+    """Write a self-contained HTML page about the runs in DIRECTORIES."""
+    from nodesieve.report.page import render
+    from nodesieve.run import REPORT, load_run, write_text
+
+    page = render([(directory.name or str(directory), load_run(directory)) for directory in directories])
+    target = out or directories[0] / REPORT
+    if target.is_dir() or not target.parent.is_dir():
+        raise UserError(f"--out expects a file in a directory that exists, got {str(target)!r}")
+    write_text(target, page)
+    print(target)
+
+
+@cli.command(short_help="The kept nodes of a run by name, with their scores.")
+@_RUN
+@click.option("--level", "levels", multiple=True, type=click.Choice(list(LEVELS)), help="only this level; may be given more than once")
+def nodes(directory: Path, levels: tuple[str, ...]) -> None:
+    """Print the kept nodes of the circuit in DIRECTORY, one a line: canonical name, tab, score (nothing for a level without scores)."""
+    from nodesieve.run import load_run
+
+    run = load_run(directory)
+    for level in levels or LEVELS:
+        for index in run.circuit.masks[level].nonzero().tolist():
+            score = f"{float(run.scores.values[level][tuple(index)]):.4g}" if level in run.scores.levels else ""
+            name = level if level == "embedding" else ".".join([level, *map(str, index)])
+            click.echo(f"{name}\t{score}")
+
+
+@cli.command("check-model", short_help="Check that gates fit a model, and list its levels.")
+@click.argument("model")
+@click.option("--revision", help="branch, tag or commit on the hub")
+@click.option("--device", default="auto", show_default=True, help="torch device")
+@click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
+def check_model(model: str, revision: str | None, device: str, trust_remote_code: bool) -> None:
+    """Load MODEL, run it with all gates open, closed and in between, and say whether everything is as it must be."""
+    from nodesieve.console import print_levels
+    from nodesieve.gated_model import GatedModel
+    from nodesieve.models import load_model
+    from nodesieve.verify import verify
+
+    loaded = load_model(model, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    gated = GatedModel(loaded.model)
+    print_levels(gated.architecture, title=f"{model} ({loaded.model.config.model_type})")
+    failed = []
+    for check in verify(gated):
+        print(f"{'ok    ' if check.passed else 'FAILED'} {check.name}{'' if check.passed else ': ' + check.detail}")
+        failed += [] if check.passed else [check.name]
+    if failed:
+        raise UserError(f"{len(failed)} checks failed; this model cannot be used as it is")
+
+
+@cli.command(short_help="List the built-in tasks.")
+@click.option("--model", help="show examples as they are drawn for this model's tokenizer")
+@click.option("--seed", default=0, show_default=True, type=int)
+def tasks(model: str | None, seed: int) -> None:
+    """List the built-in tasks; with --model, with examples."""
+    from nodesieve.tasks import BUILTINS
+
+    loaded = None
+    if model is not None:
+        from nodesieve.models import load_model
+
+        loaded = load_model(model)
+    for builtin in BUILTINS.values():
+        print(f"{builtin.name:18} {builtin.description}")
+        if loaded is not None:
+            from nodesieve.tasks.load import load_task
+
+            task = load_task(builtin.name, loaded.tokenizer, seed=seed)
+            print("  " + ", ".join(f"{len(examples)} {split}" for split, examples in task.splits.items()))
+            for example in task.splits["validation"][:2]:
+                print(f"    clean      {example.clean!r}\n    corrupted  {example.corrupted!r}")
+                print(f"    answers    {', '.join(map(repr, example.answers))}   distractors {', '.join(map(repr, example.distractors))}")

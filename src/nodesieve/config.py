@@ -1,0 +1,130 @@
+"""Every option of a run, with its default and its meaning: the one place from which flags, `config.yaml` and checks are made.
+
+Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nodesieve discover --config DIR/config.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from nodesieve.errors import UserError
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+
+PerLevel = dict[str, float]
+ControllerName = Literal["kl_budget", "fixed", "target_size"]
+MethodName = Literal["multigranular", "gate_gradient", "uniform_gradient"]
+AblationName = Literal["counterfactual", "mean", "zero"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+BLOCKS = ("layer", "attention_block", "mlp_block", "embedding")
+
+LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.1 for level in LEVELS}
+LOG_ALPHA_INIT: PerLevel = {level: 4.5 if level in BLOCKS else 3.0 for level in LEVELS}
+PENALTIES: PerLevel = {
+    "layer": 0.2,
+    "attention_block": 0.2,
+    "mlp_block": 0.2,
+    "head": 0.5,
+    "head_dim": 1.0,
+    "mlp_neuron": 2.7,
+    "mlp_output": 1.5,
+    "embedding": 0.2,
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DiscoverConfig:
+    """Options of `discover`. A number a level is given for the levels that differ from the default, e.g. `{"head": 1.0}`."""
+
+    # What to look at
+    model: str = Field(default="smollm2-135m", description="smollm2-135m, a hub id, a local directory or a .gguf file")
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
+    train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
+    device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
+    dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
+
+    # What to find
+    method: MethodName = Field(default="multigranular", description="how nodes are scored")
+    ablation: AblationName = Field(default="counterfactual", description="what a closed node holds")
+    levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
+    kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
+    keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
+
+    # How to learn (multigranular)
+    steps: int = Field(default=500, ge=1, description="optimisation steps")
+    batch_size: int = Field(default=16, ge=1, description="examples a step")
+    controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
+    target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
+    gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
+    penalty_form: Literal["own", "nested"] = Field(
+        default="own", description="pay for a node's own probability (as the paper), or times its ancestors'"
+    )
+    penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
+    lambda_init: float = Field(default=10.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
+    log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
+    warmup_steps: int = Field(default=20, ge=0, description="steps over which the penalties rise from 0")
+    repair_share: float = Field(default=0.15, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
+    task_weight: float = Field(default=0.0, ge=0, description="weight of relu(task_margin - logit difference) in the loss")
+    task_margin: float = Field(default=3.0, description="logit difference above which the task term is 0")
+    validate_every: int = Field(default=25, ge=1, description="steps between looks at the binary circuit's validation KL")
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _known_levels(cls, value: Any) -> Any:
+        names = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        unknown = [name for name in names if name not in LEVELS]
+        if unknown or not names or len(set(names)) < len(names):
+            raise ValueError(f"expected different names from {', '.join(LEVELS)}, got {', '.join(names) or 'none'}")
+        return tuple(level for level in LEVELS if level in names)
+
+    @field_validator("penalties", "learning_rates", "log_alpha_init", mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        unknown = [name for name in value if name not in LEVELS] if isinstance(value, Mapping) else []
+        if unknown:
+            raise ValueError(f"expected level names ({', '.join(LEVELS)}), got {', '.join(unknown)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fill_levels(self) -> DiscoverConfig:
+        for name, defaults in (("penalties", PENALTIES), ("learning_rates", LEARNING_RATES), ("log_alpha_init", LOG_ALPHA_INIT)):
+            object.__setattr__(self, name, {**defaults, **getattr(self, name)})
+        if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
+            raise ValueError("penalties and learning_rates: expected numbers of at least 0")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the fields, as `config.yaml` holds it."""
+        return {**asdict(self), "levels": list(self.levels)}
+
+
+def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
+    """Options by name -> a checked config.
+
+    Raises:
+        UserError: an unknown option or a value that does not fit, in one line.
+    """
+    known = [field.name for field in fields(DiscoverConfig)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"expected options among {', '.join(known)}; got {name!r}")
+    try:
+        return DiscoverConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "options"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"option {name}: {message[0].lower() + message[1:]}, got {first['input']!r}" if first["loc"] else message) from error
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The strings that a Literal field allows, () for any other."""
+    return tuple(value for value in get_args(annotation) if isinstance(value, str))

@@ -1,0 +1,117 @@
+"""What the command line shows: a progress line while a run goes on, tables when it is done. Drawn by rich; fits narrow terminals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nodesieve.levels import LEVELS
+from nodesieve.run import RunJournal
+
+if TYPE_CHECKING:
+    from nodesieve.architectures import Architecture
+    from nodesieve.evaluation import Evaluation, Metrics
+    from nodesieve.run import Run
+
+SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "mlp_output": "outputs"}
+
+
+class ConsoleJournal(RunJournal):
+    """A run's journal that also shows step, time left, KL and open shares. Where output is no terminal, a line now and then."""
+
+    LINE_EVERY = 25
+
+    def __init__(self, directory: Path, *, quiet: bool) -> None:
+        super().__init__(directory)
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+        self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._console, disable=quiet or not self._console.is_terminal)
+        self._task = self._bar.add_task("loading", total=None, facts="")
+        self._kl: float | None = None
+
+    def __enter__(self) -> ConsoleJournal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._bar.update(self._task, description=text, refresh=True)
+        if not self._quiet and not self._console.is_terminal:
+            self._console.print(text, highlight=False)
+
+    def progress(self, step: int, total: int, **facts: float) -> None:
+        shown = []
+        if "kl" in facts:
+            self._kl = facts["kl"] if self._kl is None else 0.9 * self._kl + 0.1 * facts["kl"]
+            shown.append(f"KL {self._kl:.2f}")
+        shown += [f"{name} {100 * facts[level]:.0f}%" for level, name in SHOWN_LEVELS.items() if level in facts]
+        text = " ".join(shown)
+        if self._bar.tasks[0].total is None:  # the clock of "time left" starts with the first step, not with loading
+            self._bar.reset(self._task, total=total, completed=step - 1, facts="")
+        self._bar.update(self._task, completed=step, total=total, facts=text)
+        if not self._quiet and not self._console.is_terminal and (step % self.LINE_EVERY == 0 or step == total):
+            self._console.print(f"{step}/{total} {text}", highlight=False)
+
+
+def print_summary(run: Run) -> None:
+    """The table at the end of a run: full model, circuit, everything ablated; nodes by level; parameters, time, memory."""
+    console = Console()
+    metrics = run.metrics
+    _metrics_table(console, "test data", [metrics[part]["test"] for part in ("full", "circuit", "ablated")])
+    table = Table(title="nodes kept", title_justify="left", box=None)
+    for heading in ("level", "kept", "of", "share"):
+        table.add_column(heading, justify="left" if heading == "level" else "right")
+    for level, part in metrics["nodes"].items():
+        table.add_row(level, f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
+    part = metrics["parameters"]
+    table.add_row("parameters", f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
+    console.print(table)
+    budget = metrics["budget"]
+    verdict = "met" if budget["met"] else "NOT met"
+    console.print(
+        f"KL budget {budget['kl']:g}: {verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
+        f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
+        highlight=False,
+    )
+
+
+def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
+    (split,) = evaluation.circuit
+    _metrics_table(Console(), title, [evaluation.full[split], evaluation.circuit[split], evaluation.ablated[split]])
+
+
+def print_levels(architecture: Architecture, *, title: str) -> None:
+    """Levels with their counts and the share of the attention and MLP parameters that hangs on them."""
+    from nodesieve.circuit import Circuit, count_parameters
+
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("level", "shape", "nodes", "parameters"):
+        table.add_column(heading, justify="left" if heading in ("level", "shape") else "right")
+    nodes = architecture.nodes
+    everything = Circuit.of({level: mask.bool() for level, mask in nodes.full(1.0).items()})
+    for level in LEVELS:
+        without = Circuit.of({**everything.masks, level: ~everything.masks[level]})
+        count = count_parameters(without, architecture)
+        share = "" if level == "embedding" else f"{100 * (1 - count.kept / count.total):.1f}%"
+        table.add_row(level, " x ".join(map(str, nodes.shape(level))), f"{nodes.count(level):,}", share)
+    Console().print(table)
+
+
+def _metrics_table(console: Console, title: str, columns: list[Metrics]) -> None:
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("", "full model", "circuit", "all ablated"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name in columns[1]:
+        table.add_row(name, *[_number(column.get(name)) for column in columns])
+    console.print(table)
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

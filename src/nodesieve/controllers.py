@@ -1,0 +1,168 @@
+"""Who sets the weight of the penalties: one class a controller.
+
+Every step a controller turns the open shares of all levels into a penalty term, and then sees how the step went.
+
+- `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
+- `kl_budget`: one multiplier on all lambdas, raised while the KL is under its target and lowered while it is over it. A plain
+  multiplicative rule winds up, since the KL answers late: so the rise is slower than the fall, and the rule looks at where the KL is heading,
+  not only at where it is. The target gives way to the gap between training and validation, since the budget is meant for validation.
+- `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
+
+KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nodesieve.config import DiscoverConfig
+from nodesieve.levels import LEAVES
+from nodesieve.nodes import NodeSpace
+
+
+class Controller(Protocol):
+    def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
+        """The term to add to the loss, from the expected share of open gates of each learned level."""
+
+    def observe(self, *, kl: float) -> None:
+        """A step was taken; `kl` was its KL under sampled gates."""
+
+    def validated(self, *, kl: float) -> None:
+        """The binary circuit of now has this mean KL on validation data."""
+
+    @property
+    def strength(self) -> float:
+        """The multiplier of now, for the history."""
+
+    def state(self) -> dict[str, float]: ...
+
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
+class _Smoothed:
+    """Running means of the KL, a fast and a slow one; their difference says where it is heading."""
+
+    FAST, SLOW = 0.1, 0.03
+
+    def __init__(self) -> None:
+        self.fast = self.slow = math.nan
+
+    def update(self, kl: float) -> None:
+        self.fast = kl if math.isnan(self.fast) else (1 - self.FAST) * self.fast + self.FAST * kl
+        self.slow = kl if math.isnan(self.slow) else (1 - self.SLOW) * self.slow + self.SLOW * kl
+
+    @property
+    def predicted(self) -> float:
+        return self.fast + 0.5 * (self.fast - self.slow)
+
+
+class Fixed:
+    """Constant lambdas: `lambda_init` times each level's own."""
+
+    def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
+        self._config = config
+
+    @property
+    def strength(self) -> float:
+        return self._config.lambda_init
+
+    def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
+        return self.strength * _weighted(shares, self._config.penalties)
+
+    def observe(self, *, kl: float) -> None: ...
+
+    def validated(self, *, kl: float) -> None: ...
+
+    def state(self) -> dict[str, float]:
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None: ...
+
+
+class KLBudget:
+    """The sparsest circuit whose validation KL stays within `kl_budget`."""
+
+    RISE, FALL = 0.02, 0.04  # largest change of ln(lambda) a step
+
+    def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
+        self._config = config
+        self._kl = _Smoothed()
+        self._log_lambda = math.log(config.lambda_init)
+        self._gap = 1.0  # validation KL of the binary circuit / training KL under sampled gates
+
+    @property
+    def strength(self) -> float:
+        return math.exp(self._log_lambda)
+
+    def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
+        return self.strength * _weighted(shares, self._config.penalties)
+
+    def observe(self, *, kl: float) -> None:
+        self._kl.update(kl)
+        target = self._config.kl_budget / self._gap
+        slack = max(-1.0, min(1.0, (target - self._kl.predicted) / target))
+        self._log_lambda += (self.RISE if slack > 0 else self.FALL) * slack
+
+    def validated(self, *, kl: float) -> None:
+        measured = min(3.0, max(1.0, kl / self._kl.fast))
+        self._gap += 0.3 * (measured - self._gap)
+
+    def state(self) -> dict[str, float]:
+        return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self._log_lambda, self._gap = state["log_lambda"], state["gap"]
+        self._kl.fast, self._kl.slow = state["fast"], state["slow"]
+
+
+class TargetSize:
+    """A share of leaves, `target_size`, by Lagrangian multipliers: u * excess + v * excess ** 2, both multipliers rising with the excess."""
+
+    RATE = 0.5
+
+    def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
+        self._config = config
+        self._leaves = {level: nodes.count(level) for level in LEAVES}
+        self._linear = self._quadratic = 0.0
+        self._excess = 0.0
+
+    @property
+    def strength(self) -> float:
+        return self._linear
+
+    def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
+        leaves = {level: count for level, count in self._leaves.items() if level in shares}
+        size = torch.stack([shares[level] * count for level, count in leaves.items()]).sum() / sum(leaves.values())
+        excess = size - self._config.target_size
+        self._excess = float(excess.detach())
+        others = {level: share for level, share in shares.items() if level not in leaves}
+        pull = self._linear * excess + self._quadratic * excess**2
+        return pull + max(0.0, self._linear) * _weighted(others, self._config.penalties) if others else pull
+
+    def observe(self, *, kl: float) -> None:
+        self._linear += self.RATE * self._excess
+        self._quadratic += self.RATE * self._excess**2
+
+    def validated(self, *, kl: float) -> None: ...
+
+    def state(self) -> dict[str, float]:
+        return {"linear": self._linear, "quadratic": self._quadratic}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self._linear, self._quadratic = state["linear"], state["quadratic"]
+
+
+def _weighted(shares: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    return torch.stack([weights[level] * share for level, share in shares.items()]).sum()
+
+
+CONTROLLERS: dict[str, Callable[[DiscoverConfig, NodeSpace], Controller]] = {
+    "fixed": Fixed,
+    "kl_budget": KLBudget,
+    "target_size": TargetSize,
+}

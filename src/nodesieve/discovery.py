@@ -1,0 +1,130 @@
+"""From a model and a task to a checked circuit: score, select, evaluate. The same road for every method.
+
+Choices look at training and validation data only; the test split is measured once, at the end, by the circuit that was chosen.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from nodesieve.architectures import Architecture
+from nodesieve.circuit import count_nodes, count_parameters
+from nodesieve.config import DiscoverConfig
+from nodesieve.evaluation import Evaluation, evaluate_circuit
+from nodesieve.journal import Journal, Stopped
+from nodesieve.methods import METHODS
+from nodesieve.models import LoadedModel
+from nodesieve.problem import Problem, make_problem
+from nodesieve.run import Run, describe
+from nodesieve.scores import Scores
+from nodesieve.select import Selection, select_budget, select_size
+from nodesieve.tasks.base import Task
+
+
+class Interrupted(Exception):
+    """A discovery was stopped on request. `run` is what it had found by then, without metrics; it can be resumed."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__("interrupted")
+        self.run = run
+
+
+def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = None, *, journal: Journal | None = None) -> Run:
+    """Find the circuit of `task` in a model.
+
+    Args:
+        loaded: from `load_model`.
+        task: from `load_task`.
+        config: options; by default those of `DiscoverConfig`. Its `model`, `task`, `device` and `dtype` only describe the run.
+        journal: where progress and checkpoints go; by default nowhere.
+
+    Raises:
+        UserError: model, task and options do not fit together.
+        Interrupted: `journal.stopping` was set.
+    """
+    config = config or DiscoverConfig()
+    journal = journal or Journal()
+    problem = make_problem(loaded, task, ablation=config.ablation)
+    if problem.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(problem.model.device)
+    journal.say("scoring")
+    clock = time.monotonic()
+    try:
+        scores = METHODS[config.method](problem, config, journal)
+    except Stopped as stopped:
+        raise Interrupted(_unfinished(problem, config, loaded, stopped.scores, journal)) from None
+    seconds = time.monotonic() - clock
+
+    journal.say("selecting")
+    selection = _select(problem, scores, config)
+    journal.say("evaluating")
+    evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
+    metrics = _metrics(problem, selection, evaluation, config, steps=len(journal.history), seconds=seconds)
+    return Run(
+        config=config,
+        circuit=selection.circuit,
+        scores=scores,
+        threshold=selection.threshold,
+        metrics=metrics,
+        description=describe(config, selection.circuit, revision=loaded.revision, examples=_examples(problem), complete=True),
+        history=journal.history,
+    )
+
+
+def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
+    def measure(circuits: Any) -> list[torch.Tensor]:
+        return problem.kl(circuits, "validation")
+
+    if config.keep is not None:
+        return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)
+    return select_budget(scores, measure, budget=config.kl_budget)
+
+
+def _unfinished(problem: Problem, config: DiscoverConfig, loaded: LoadedModel, scores: Scores, journal: Journal) -> Run:
+    circuit = scores.circuit(0.0)
+    return Run(
+        config=config,
+        circuit=circuit,
+        scores=scores,
+        threshold=0.0,
+        metrics={},
+        description=describe(config, circuit, revision=loaded.revision, examples=_examples(problem), complete=False),
+        history=journal.history,
+    )
+
+
+def _metrics(problem: Problem, selection: Selection, evaluation: Evaluation, config: DiscoverConfig, *, steps: int, seconds: float) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    architecture: Architecture = problem.model.architecture
+    parameters = count_parameters(selection.circuit, architecture)
+    return {
+        "nodes": {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(selection.circuit).items()},
+        "parameters": {"kept": parameters.kept, "total": parameters.total},
+        "size": selection.circuit.size,
+        "full": evaluation.full,
+        "circuit": evaluation.circuit,
+        "ablated": evaluation.ablated,
+        "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": selection.kl_upper},
+        "steps": steps,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(problem.model.device),
+    }
+
+
+def _examples(problem: Problem) -> dict[str, Any]:
+    task = problem.task
+    splits = {split: {"used": len(task.splits[split]), "skipped_unequal_length": task.skipped[split]} for split in task.splits}
+    return {"splits": splits, "shown": list(task.shown)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

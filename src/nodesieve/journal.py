@@ -1,0 +1,53 @@
+"""How a method tells of its progress and keeps its state, without knowing where either goes.
+
+A method calls `log` for each line of history, `save` now and then, and looks at `stopping` after each step; when it is set it saves and
+raises `Stopped`. The run directory and the progress bar implement this elsewhere; the plain `Journal` keeps history in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+class Stopped(Exception):
+    """The user asked to stop; the state is saved, and `scores` holds what the method would return now."""
+
+    def __init__(self, scores: Any) -> None:
+        super().__init__("stopped")
+        self.scores = scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a method needs to go on as if it had not been stopped: tensors by name, and plain numbers."""
+
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+
+
+@dataclass
+class Journal:
+    """Keeps history in memory, saves nothing, never stops. Subclass it to do more."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stopping: bool = False
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+
+    def say(self, text: str) -> None:
+        """A phase begins: "measuring", "calibrating"."""
+
+    def progress(self, step: int, total: int, **facts: float) -> None:
+        """`step` of `total` steps are done."""
+
+    def save(self, state: State) -> None:
+        """Keep `state` for a later `load`."""
+
+    def load(self) -> State | None:
+        """The state to go on from, if there is one."""
+        return None

@@ -1,0 +1,20 @@
+"""One file a method, all behind one door: (problem, config, journal) -> Scores. To add a method, add a file and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nodesieve.config import DiscoverConfig
+from nodesieve.journal import Journal
+from nodesieve.methods.gradients import gate_gradient, uniform_gradient
+from nodesieve.methods.multigranular import multigranular
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores
+
+Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
+
+METHODS: dict[str, Method] = {
+    "multigranular": multigranular,
+    "gate_gradient": gate_gradient,
+    "uniform_gradient": uniform_gradient,
+}

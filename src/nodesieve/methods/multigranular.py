@@ -1,0 +1,172 @@
+"""Multi-granular node pruning: learn gates at every level at once over a frozen model (Haider et al., arXiv 2512.10903).
+
+1. Every node has a gate with one learned number, log_alpha. A parent's gate multiplies its children's.
+2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
+3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
+4. A controller sets how much the penalties weigh. Now and then the gates are made binary and measured on validation data, which steers the
+   controller; the smallest binary circuit within the budget is remembered.
+5. The last steps drop the penalties and only repair.
+
+The scores are the log_alphas: a node is open iff its log_alpha is above 0. Drawing the line anew, against the budget, is left to
+`nodesieve.select`, as for every method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nodesieve import gates
+from nodesieve.batches import Batch, mix
+from nodesieve.config import DiscoverConfig
+from nodesieve.controllers import CONTROLLERS, Controller
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal, State, Stopped
+from nodesieve.levels import LEVELS
+from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
+from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores
+
+CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
+ADAM_BETAS = (0.9, 0.99)
+QUICK_LOOK = 96  # validation examples for a look during the run
+CHECKPOINT_EVERY = 50
+
+
+def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+    """Learn log_alpha for `config.levels`; see the module for the method.
+
+    Raises:
+        Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
+    """
+    run = _Run(problem, config)
+    run.restore(journal.load())
+    repair_from = round(config.steps * (1 - config.repair_share))
+    train, full = problem.task["train"], problem.full_logits("train")
+
+    while run.step < config.steps:
+        repairing = run.step >= repair_from
+        batch = train.training_batch(run.step, config.batch_size, config.seed)
+        z = run.sample_gates(batch)
+        logits = problem.model.gated_logits(batch.clean, z, problem.ablation.values(batch))
+        kl = kl_divergence(full[batch.index], logits).mean()
+        shares = run.open_shares()
+        penalty = torch.zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
+        loss = kl + penalty + _task_term(logits, batch, config)
+        run.descend(loss)
+        if not repairing:
+            run.controller.observe(kl=kl.item())
+        run.step += 1
+
+        row: dict[str, Any] = {"step": run.step, "loss": loss.item(), "kl": kl.item(), "penalty": float(penalty), "lambda": run.controller.strength}
+        row["open"] = {level: share.item() for level, share in shares.items()}
+        if run.step % config.validate_every == 0 or run.step == config.steps:
+            row["validation"] = run.look(everything=repairing)
+        journal.log(row)
+        journal.progress(run.step, config.steps, kl=kl.item(), **{level: row["open"][level] for level in shares})
+        if journal.stopping or run.step % CHECKPOINT_EVERY == 0:
+            journal.save(run.state())
+        if journal.stopping:
+            raise Stopped(run.scores())
+    journal.save(run.state())
+    return run.scores()
+
+
+def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
+    if config.task_weight == 0:
+        return logits.new_zeros(())
+    if not all(batch.distractors):
+        raise UserError("--task-weight expects distractors in every example, got some without; set it to 0")
+    return config.task_weight * (config.task_margin - logit_difference(logits, batch)).relu().mean()
+
+
+class _Run:
+    """The state of one optimisation: log_alpha, Adam, the controller, the best circuit so far."""
+
+    def __init__(self, problem: Problem, config: DiscoverConfig) -> None:
+        self.problem, self.config = problem, config
+        self.nodes: NodeSpace = problem.nodes
+        self.device = problem.model.device
+        self.step = 0
+        self.log_alpha = {
+            level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True)
+            for level in config.levels
+        }
+        groups = [{"params": [self.log_alpha[level]], "lr": config.learning_rates[level]} for level in config.levels]
+        self.adam = torch.optim.Adam(groups, betas=ADAM_BETAS)
+        self.controller: Controller = CONTROLLERS[config.controller](config, self.nodes)
+        self.best: LevelTensors | None = None
+        self.best_size = 1.0
+
+    def sample_gates(self, batch: Batch) -> LevelTensors:
+        """Gates of each example, (B, *shape(level)); levels that are not learned are open. A function of seed and step alone."""
+        generator = torch.Generator(self.device).manual_seed(mix(self.config.seed, self.step, 2))
+        size = len(batch.answers)
+        drawn = size if self.config.gate_samples == "example" else 1
+        z = {level: torch.ones(size, *self.nodes.shape(level), device=self.device) for level in LEVELS if level not in self.log_alpha}
+        for level, log_alpha in self.log_alpha.items():
+            z[level] = gates.sample(log_alpha, batch=drawn, generator=generator).expand(size, *log_alpha.shape)
+        return z
+
+    def open_shares(self) -> LevelTensors:
+        """The expected share of open gates of each learned level, as the penalties count it."""
+        p = {level: gates.open_probability(log_alpha) for level, log_alpha in self.log_alpha.items()}
+        if self.config.penalty_form == "nested":
+            p = with_ancestors({level: p.get(level, torch.ones(self.nodes.shape(level), device=self.device)) for level in LEVELS})
+        return {level: p[level].mean() for level in self.log_alpha}
+
+    def warmup(self) -> float:
+        return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+
+    def descend(self, loss: Tensor) -> None:
+        self.adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
+        with torch.no_grad():
+            for log_alpha in self.log_alpha.values():
+                log_alpha.clamp_(-CLAMP, CLAMP)
+
+    def look(self, *, everything: bool) -> dict[str, float]:
+        """Measure the binary circuit of now on validation data, tell the controller, and keep the circuit if it is the best."""
+        circuit = self._scores(self.log_alpha).circuit(0.0)
+        (kl,) = self.problem.kl([circuit], "validation", first=None if everything else QUICK_LOOK)
+        upper = upper_bound(kl)
+        self.controller.validated(kl=float(kl.mean()))
+        if upper <= self.config.kl_budget and circuit.size < self.best_size:
+            self.best_size = circuit.size
+            self.best = {level: x.detach().clone() for level, x in self.log_alpha.items()}
+        return {"kl": float(kl.mean()), "kl_upper": upper, "size": circuit.size}
+
+    def scores(self) -> Scores:
+        """Of the best circuit that met the budget, else of now."""
+        return self._scores(self.best or self.log_alpha)
+
+    def _scores(self, log_alpha: LevelTensors) -> Scores:
+        values = {level: log_alpha[level].detach().float().cpu() if level in log_alpha else torch.ones(self.nodes.shape(level)) for level in LEVELS}
+        return Scores(values=values, levels=self.config.levels, threshold=0.0)
+
+    def state(self) -> State:
+        tensors = {f"log_alpha.{level}": x.detach() for level, x in self.log_alpha.items()}
+        for level, x in self.log_alpha.items():
+            adam = self.adam.state[x]
+            tensors |= {f"adam.{name}.{level}": adam[name] for name in ("exp_avg", "exp_avg_sq")}
+        tensors |= {f"best.{level}": x for level, x in (self.best or {}).items()}
+        return State(tensors=tensors, numbers={"step": self.step, "best_size": self.best_size, "controller": self.controller.state()})
+
+    def restore(self, state: State | None) -> None:
+        if state is None:
+            return
+        self.step, self.best_size = state.numbers["step"], state.numbers["best_size"]
+        self.controller.restore(state.numbers["controller"])
+        for level, x in self.log_alpha.items():
+            with torch.no_grad():
+                x.copy_(state.tensors[f"log_alpha.{level}"])
+            self.adam.state[x] = {
+                "step": torch.tensor(float(self.step)),
+                **{name: state.tensors[f"adam.{name}.{level}"].to(self.device).clone() for name in ("exp_avg", "exp_avg_sq")},
+            }
+        if any(name.startswith("best.") for name in state.tensors):
+            self.best = {level: state.tensors[f"best.{level}"].to(self.device).clone() for level in self.log_alpha}

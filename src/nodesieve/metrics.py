@@ -1,0 +1,57 @@
+"""What is measured at the answer position, one number an example; means and intervals over examples.
+
+Names follow DESIGN: kl in nats, logit_diff, accuracy, exact_match, faithfulness, kl_p95. Lists of answers count by their mean logit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nodesieve.batches import Batch
+
+
+def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
+    """KL(full || circuit) of each example in nats: logits (B, V), (B, V) -> (B,)."""
+    log_p, log_q = functional.log_softmax(full, -1), functional.log_softmax(circuit, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def logit_difference(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean logit of the answers minus that of the distractors, (B, V) -> (B,); NaN where an example has no distractor."""
+    return _mean_logit(logits, batch.answers) - _mean_logit(logits, batch.distractors)
+
+
+def probability_difference(logits: Tensor, batch: Batch) -> Tensor:
+    """Probability of all answers minus that of all distractors, (B, V) -> (B,)."""
+    p = logits.softmax(-1)
+    return torch.stack([p[i, list(a)].sum() - p[i, list(d)].sum() for i, (a, d) in enumerate(zip(batch.answers, batch.distractors, strict=True))])
+
+
+def cutoff_sharpness(logits: Tensor, batch: Batch) -> Tensor:
+    """Probability of the first answer minus that of the last distractor, (B, V) -> (B,): how steep the step between them is.
+
+    For `greater_than` these are the numbers next to the start year (Hanna et al., arXiv 2305.00586).
+    """
+    p = logits.softmax(-1)
+    return torch.stack([p[i, a[0]] - p[i, d[-1]] for i, (a, d) in enumerate(zip(batch.answers, batch.distractors, strict=True))])
+
+
+EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff_sharpness}
+
+
+def upper_bound(values: Tensor, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> float:
+    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number."""
+    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
+    return float(values.double().cpu()[draws].mean(-1).quantile(confidence))
+
+
+def faithfulness(*, circuit: float, full: float, ablated: float) -> float | None:
+    """(circuit - ablated) / (full - ablated), not clipped; None where the denominator is near 0."""
+    span = full - ablated
+    return None if abs(span) < 1e-3 else (circuit - ablated) / span
+
+
+def _mean_logit(logits: Tensor, tokens: tuple[tuple[int, ...], ...]) -> Tensor:
+    return torch.stack([logits[i, list(ids)].mean() for i, ids in enumerate(tokens)])

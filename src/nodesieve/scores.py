@@ -1,0 +1,49 @@
+"""What every method returns: one float a node, higher meaning more worth keeping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.levels import LEVELS
+from nodesieve.nodes import LevelTensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One float32 tensor a level, each (*shape(level)).
+
+    Attributes:
+        values: the scores. Levels outside `levels` are ignored: their nodes are kept wherever their ancestors are.
+        levels: which levels the method scored.
+        threshold: where the method itself draws the line; 0.0 for log_alpha. None: it only ranks.
+    """
+
+    values: LevelTensors
+    levels: tuple[str, ...]
+    threshold: float | None = None
+
+    def circuit(self, threshold: float) -> Circuit:
+        """Keep what scores above `threshold`, then close the hierarchy."""
+        kept = {
+            level: self.values[level] > threshold if level in self.levels else torch.ones_like(self.values[level], dtype=torch.bool)
+            for level in LEVELS
+        }
+        return Circuit.of(kept)
+
+
+def raise_ancestors(values: LevelTensors) -> LevelTensors:
+    """Give each parent the highest score among its descendants, so that one threshold never cuts a node off from the root.
+
+    For methods that score the finest levels only: a block is worth keeping as soon as one of its nodes is. The embedding, which has
+    no descendants, keeps its score.
+    """
+    out = dict(values)
+    for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
+        parent = LEVELS[name].parent
+        if parent is not None:
+            child = out[name].flatten(out[parent].dim()).amax(-1) if out[name].dim() > out[parent].dim() else out[name]
+            out[parent] = torch.maximum(out[parent], child)
+    return out

@@ -1,0 +1,105 @@
+"""Scores -> Circuit: the same for every method.
+
+One threshold over all scored nodes, then closing. Either the largest circuit within a size (`keep`), or the smallest circuit whose KL stays
+within a budget. The budget is met when the upper end of a one-sided 95% bootstrap interval of the mean validation KL is within it.
+
+Thresholds are tried on a grid on which each next circuit has about 2% fewer leaves. The KL rises, in the main, along the grid, so a
+bisection finds where it crosses the budget; every circuit measured on the way counts, and the smallest one that met the budget wins.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nodesieve.circuit import Circuit
+from nodesieve.levels import LEAVES
+from nodesieve.metrics import upper_bound
+from nodesieve.scores import Scores
+
+Measure = Callable[[Sequence[Circuit]], list[Tensor]]  # circuits -> the validation KL of every example, (n,) a circuit
+
+GRID_RATIO = 1.02
+WIDTH = 3  # circuits measured in one pass over the data; they share the ablation's part of it
+NEARBY = 32  # grid points to each side of a method's own threshold that are searched first: three passes' worth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The circuit chosen, the threshold that cut it, and its validation KL (mean, and upper end of the interval)."""
+
+    circuit: Circuit
+    threshold: float
+    kl: float
+    kl_upper: float
+    met: bool
+
+
+def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
+    """The largest circuit of at most `keep` of the leaves."""
+    cuts = [-math.inf, *torch.unique(_reference(scores)).tolist()]
+    place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
+    cut = cuts[min(place, len(cuts) - 1)]
+    circuit = scores.circuit(cut)
+    return _judge(circuit, cut, measure([circuit])[0], budget)
+
+
+def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selection:
+    """The smallest circuit within the KL budget; where no threshold meets it, the one of lowest KL, with `met` False."""
+    cuts = _grid(scores)
+    tried: dict[int, Selection] = {}
+
+    def try_all(places: Sequence[int]) -> None:
+        new = [place for place in places if place not in tried]
+        circuits = [scores.circuit(cuts[place]) for place in new]
+        for place, circuit, kl in zip(new, circuits, measure(circuits) if new else [], strict=True):
+            tried[place] = _judge(circuit, cuts[place], kl, budget)
+
+    low, high = -1, len(cuts)  # everything up to `low` is taken to meet the budget, everything from `high` on to miss it
+    if scores.threshold is not None:
+        own = bisect_left(cuts, scores.threshold)
+        nearby = [max(0, own - NEARBY), own, min(len(cuts) - 1, own + NEARBY)]
+        try_all(nearby)
+        low, high = _bracket(tried, low, high)
+    while high - low > 1:
+        gap = high - low
+        try_all(sorted({low + max(1, gap * k // (WIDTH + 1)) for k in range(1, WIDTH + 1)} - {high}))
+        low, high = _bracket(tried, low, high)
+    met = [selection for selection in tried.values() if selection.met]
+    if met:
+        return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
+    return min(tried.values(), key=lambda selection: selection.kl_upper)
+
+
+def _bracket(tried: dict[int, Selection], low: int, high: int) -> tuple[int, int]:
+    """Narrow (low, high) to the stretch between the last cut that met the budget before the first that missed it."""
+    for place in sorted(tried):
+        if not tried[place].met:
+            return low, min(high, place)
+        low = max(low, place)
+    return low, high
+
+
+def _grid(scores: Scores) -> list[float]:
+    """Thresholds in ascending order: keep everything, the method's own, and cuts that leave 2% fewer leaves each time."""
+    ordered = _reference(scores).sort(descending=True).values
+    count = len(ordered)
+    ranks = {min(count - 1, int(count / GRID_RATIO**k)) for k in range(1 + math.ceil(math.log(count, GRID_RATIO)))}
+    own = [] if scores.threshold is None else [scores.threshold]
+    return sorted({-math.inf, *own, *ordered[sorted(ranks)].tolist()})
+
+
+def _reference(scores: Scores) -> Tensor:
+    """The scores that sizes are counted by: those of the leaves, or of all levels where no leaf is scored."""
+    levels = [level for level in LEAVES if level in scores.levels] or scores.levels
+    return torch.cat([scores.values[level].flatten() for level in levels])
+
+
+def _judge(circuit: Circuit, threshold: float, kl: Tensor, budget: float) -> Selection:
+    upper = upper_bound(kl)
+    return Selection(circuit=circuit, threshold=threshold, kl=float(kl.mean()), kl_upper=upper, met=upper <= budget)

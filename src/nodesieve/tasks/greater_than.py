@@ -1,0 +1,56 @@
+"""Greater than (Hanna et al., arXiv 2305.00586): "The war lasted from the year 1732 to the year 17" -> a later year.
+
+Where the tokenizer has two-digit numbers as tokens, the answers are all later two-digit endings and the distractors all earlier ones
+and the start year's own. Where it splits numbers into digits, the next digit is judged: answers are greater than the start
+year's tens digit, distractors are smaller, and an equal digit counts neither way. The corrupted prompt starts in the year ..01.
+"""
+
+from __future__ import annotations
+
+import random
+
+from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
+from nodesieve.tasks.words import EVENTS
+
+TEMPLATES = (
+    "The {event} lasted from the year {century}{start} to the year {century}",
+    "The {event} began in the year {century}{start} and ended in the year {century}",
+    "The long {event} went on from {century}{start} until the year {century}",
+    "Their {event} started in {century}{start} and was over by the year {century}",
+)
+CENTURIES = ("11", "12", "13", "14", "15", "16", "17", "18", "19")
+
+
+def pools(is_token: IsToken) -> Pools:
+    return {"event": [event for event in EVENTS if is_token(" " + event)]}
+
+
+def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
+    by_digit = not is_token("42")
+    template, event, century = rng.choice(TEMPLATES), rng.choice(words["event"]), rng.choice(CENTURIES)
+    if by_digit:
+        tens = rng.randint(1, 8)
+        start = f"{tens}{rng.randint(0, 9)}"
+        answers = tuple(str(digit) for digit in range(tens + 1, 10))
+        distractors = tuple(str(digit) for digit in range(tens))
+    else:
+        year = rng.randint(2, 98)
+        start = f"{year:02d}"
+        answers = tuple(f"{later:02d}" for later in range(year + 1, 100))
+        distractors = tuple(f"{earlier:02d}" for earlier in range(2, year + 1))
+    prompt = template.format(event=event, century=century, start=start)
+    return Example(
+        clean=prompt,
+        corrupted=template.format(event=event, century=century, start="01"),
+        answers=answers,
+        distractors=distractors,
+    )
+
+
+GREATER_THAN = Builtin(
+    name="greater_than",
+    description="greater than: a span of years ends after it starts",
+    pools=pools,
+    example=example,
+    metrics=("prob_diff", "cutoff_sharpness"),
+)

@@ -1,0 +1,51 @@
+"""Indirect object identification (Wang et al., arXiv 2211.00593): "When Mary and John went to the park, John gave a ball to" -> " Mary".
+
+The corrupted prompt has the same template, place and object and three other names, none of them said twice, so that nothing in it
+says who is left. Names never start a prompt: each is the token with its leading space.
+"""
+
+from __future__ import annotations
+
+import random
+
+from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
+from nodesieve.tasks.words import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
+
+TEMPLATES = (
+    "When {a} and {b} went to the {place}, {s} gave a {object} to",
+    "After {a} and {b} left the {place}, {s} handed a {object} to",
+    "Then {a} and {b} had a long talk at the {place}, and {s} gave a {object} to",
+    "While {a} and {b} were working at the {place}, {s} passed a {object} to",
+    "Yesterday {a} and {b} met near the {place}. {s} decided to give a {object} to",
+    "As soon as {a} and {b} got to the {place}, {s} offered a {object} to",
+    "The {place} was almost empty when {a} and {b} came in, and {s} showed a {object} to",
+    "Last week {a} and {b} argued at the {place}, but afterwards {s} sent a {object} to",
+    "Once {a} and {b} were back from the {place}, {s} gave a {object} to",
+    "At the {place}, {a} and {b} sat down for a while. Then {s} gave the {object} back to",
+    "My friends {a} and {b} found a {object} at the {place}, and {s} gave the {object} to",
+    "Before {a} and {b} walked home from the {place}, {s} threw a {object} to",
+)
+
+
+def pools(is_token: IsToken) -> Pools:
+    return {
+        "name": [name for name in (*FEMALE_NAMES, *MALE_NAMES) if is_token(" " + name)],
+        "place": [place for place in PLACES if is_token(" " + place)],
+        "object": [thing for thing in OBJECTS if is_token(" " + thing)],
+    }
+
+
+def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
+    template = rng.choice(TEMPLATES)
+    subject, other, *strangers = rng.sample(words["name"], 5)
+    a, b = rng.choice([(subject, other), (other, subject)])
+    setting = {"place": rng.choice(words["place"]), "object": rng.choice(words["object"])}
+    return Example(
+        clean=template.format(a=a, b=b, s=subject, **setting),
+        corrupted=template.format(a=strangers[0], b=strangers[1], s=strangers[2], **setting),
+        answers=(" " + other,),
+        distractors=(" " + subject,),
+    )
+
+
+IOI = Builtin(name="ioi", description="indirect object identification: who received the object?", pools=pools, example=example)

@@ -1,0 +1,131 @@
+"""What must hold exactly, on a tiny model of every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_tokens
+
+from nodesieve.ablations import Activations
+from nodesieve.circuit import Circuit, count_parameters
+from nodesieve.gated_model import GatedModel
+from nodesieve.levels import LEVELS
+from nodesieve.verify import _hooks, _without_first_layer, verify
+
+
+def zeros(model: GatedModel) -> Activations:
+    return model.record(random_tokens()).map(lambda x: torch.zeros_like(x[0, 0]))
+
+
+def test_open_gates_give_the_original_logits_bit_for_bit(gated: GatedModel) -> None:
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    expected = gated.model(input_ids=clean.input_ids).logits[:, -1]
+    got = gated.gated_logits(clean, gated.nodes.full(1.0), gated.record(corrupted))
+    assert torch.equal(got, gated.logits(clean))
+    torch.testing.assert_close(got, expected)
+
+
+def test_everything_closed_gives_the_corrupted_run(gated: GatedModel) -> None:
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    got = gated.gated_logits(clean, gated.nodes.full(0.0), gated.record(corrupted))
+    assert torch.equal(got, gated.logits(corrupted))
+    assert not torch.equal(got, gated.logits(clean))
+
+
+def test_all_but_the_embedding_closed_gives_the_corrupted_run_where_the_last_tokens_agree(gated: GatedModel) -> None:
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    corrupted.input_ids[:, -1] = clean.input_ids[:, -1]
+    gates = {**gated.nodes.full(0.0), "embedding": torch.ones(1)}
+    torch.testing.assert_close(gated.gated_logits(clean, gates, gated.record(corrupted)), gated.logits(corrupted))
+
+
+def test_a_closed_layer_under_zero_ablation_is_a_skipped_layer(gated: GatedModel) -> None:
+    clean = random_tokens()
+    gates = gated.nodes.full(1.0)
+    gates["layer"][0] = 0
+    got = gated.gated_logits(clean, gates, zeros(gated))
+    torch.testing.assert_close(got, _without_first_layer(gated, clean))
+    assert (got - gated.logits(clean)).abs().max() > 1e-3
+
+
+def test_one_gate_an_example_equals_one_example_at_a_time(gated: GatedModel) -> None:
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    generator = torch.Generator().manual_seed(0)
+    gates = {level: torch.rand(3, *gated.nodes.shape(level), generator=generator) for level in LEVELS}
+    together = gated.gated_logits(clean, gates, gated.record(corrupted))
+    for i in range(3):
+        one = type(clean)(input_ids=clean.input_ids[i : i + 1], attention_mask=clean.attention_mask[i : i + 1])
+        other = type(clean)(input_ids=corrupted.input_ids[i : i + 1], attention_mask=corrupted.attention_mask[i : i + 1])
+        alone = gated.gated_logits(one, {level: z[i] for level, z in gates.items()}, gated.record(other))
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_left_padding_changes_nothing(gated: GatedModel) -> None:
+    rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    tokens = type(random_tokens()).pad(rows, pad_id=0, device="cpu")
+    other = type(random_tokens()).pad([row[::-1] for row in rows], pad_id=0, device="cpu")
+    gates = {level: torch.rand(gated.nodes.shape(level), generator=torch.Generator().manual_seed(1)) for level in LEVELS}
+    together = gated.gated_logits(tokens, gates, gated.record(other))
+    for i, row in enumerate(rows):
+        alone = type(tokens).pad([row], pad_id=0, device="cpu")
+        reverse = type(tokens).pad([row[::-1]], pad_id=0, device="cpu")
+        torch.testing.assert_close(together[i : i + 1], gated.gated_logits(alone, gates, gated.record(reverse)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_parent_gate_is_a_gate_on_all_its_children(gated: GatedModel) -> None:
+    clean, ablation = random_tokens(seed=0), gated.record(random_tokens(seed=1))
+    head, dims = gated.nodes.full(1.0), gated.nodes.full(1.0)
+    head["head"][1, 2] = 0.3
+    dims["head_dim"][1, 2, :] = 0.3
+    torch.testing.assert_close(gated.gated_logits(clean, head, ablation), gated.gated_logits(clean, dims, ablation))
+    block, outputs = gated.nodes.full(1.0), gated.nodes.full(1.0)
+    block["mlp_block"][2] = 0.3
+    outputs["mlp_output"][2, :] = 0.3
+    torch.testing.assert_close(gated.gated_logits(clean, block, ablation), gated.gated_logits(clean, outputs, ablation))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradients_agree_with_finite_differences(gated: GatedModel, level: str) -> None:
+    gated.model.double()
+    clean, ablation = random_tokens(seed=0), gated.record(random_tokens(seed=1))
+    generator = torch.Generator().manual_seed(2)
+    gates = {name: 0.2 + 0.6 * torch.rand(gated.nodes.shape(name), generator=generator, dtype=torch.float64) for name in LEVELS}
+    index = tuple(int(torch.randint(size, (1,), generator=generator)) for size in gated.nodes.shape(level))
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        changed = {**gates, level: gates[level].index_put([torch.tensor(i) for i in index], value)}
+        return gated.gated_logits(clean, changed, ablation).square().mean()
+
+    at = gates[level][index].clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(at), at)
+    step = 1e-5
+    with torch.no_grad():
+        slope = (loss(at + step) - loss(at - step)) / (2 * step)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-8)
+
+
+def test_the_model_is_left_as_it_was_even_after_an_error(gated: GatedModel) -> None:
+    gated.model.train()
+    gated.model.requires_grad_(True)
+    hooks, state = _hooks(gated), {name: p.clone() for name, p in gated.model.state_dict().items()}
+    gates = gated.nodes.full(1.0)
+    with pytest.raises(RuntimeError):
+        gated.gated_logits(random_tokens(rows=3), gates, gated.record(random_tokens(rows=2)))
+    gated.gated_logits(random_tokens(), {k: v.requires_grad_(True) for k, v in gates.items()}, gated.record(random_tokens(seed=1))).sum().backward()
+    assert _hooks(gated) == hooks
+    assert gated.model.training
+    assert all(p.requires_grad and p.grad is None for p in gated.model.parameters())
+    assert all(torch.equal(p, state[name]) for name, p in gated.model.state_dict().items())
+
+
+def test_every_check_of_check_model_passes(gated: GatedModel) -> None:
+    assert [check.name for check in verify(gated) if not check.passed] == []
+
+
+def test_the_full_circuit_has_all_attention_and_mlp_parameters(gated: GatedModel) -> None:
+    everything = Circuit.of({level: mask.bool() for level, mask in gated.nodes.full(1.0).items()})
+    count = count_parameters(everything, gated.architecture)
+    expected = sum(
+        p.numel() for name, p in gated.model.named_parameters() if any(part in name for part in ("attn.", "attention.", "mlp.")) and "norm" not in name
+    )
+    assert count.kept == count.total == expected
