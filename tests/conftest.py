@@ -19,6 +19,8 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.models import LoadedModel
 from nodesieve.tasks import words
 
+torch.set_num_threads(1)  # tiny models are faster on one thread, and leave the other to whoever runs beside
+
 VOCABULARY = 97
 TINY = {
     "gpt2": GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=VOCABULARY, resid_pdrop=0.1),
@@ -82,7 +84,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     pieces = {piece for word in texts.split() for piece in (word, word.strip(".,"))} | set("0123456789.,'") | {"he", "she", "t", "isn", "wasn"}
     vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *sorted(pieces)])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -29,19 +29,20 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 def main() -> None:
     """Entry point of `nodesieve`."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("nodesieve: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 

@@ -63,12 +63,16 @@ class DiscoverConfig:
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
+    estimator: Literal["straight_through", "pathwise"] = Field(
+        default="straight_through", description="natural gradient, straight through the sampling; or the sample's own (as the paper)"
+    )
     penalty_form: Literal["own", "nested"] = Field(
         default="own", description="pay for a node's own probability (as the paper), or times its ancestors'"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
     lambda_init: float = Field(default=10.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
+    learning_rate_final: float = Field(default=0.25, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
     warmup_steps: int = Field(default=20, ge=0, description="steps over which the penalties rise from 0")
     repair_share: float = Field(default=0.15, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")

@@ -29,8 +29,8 @@ class Controller(Protocol):
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         """The term to add to the loss, from the expected share of open gates of each learned level."""
 
-    def observe(self, *, kl: float) -> None:
-        """A step was taken; `kl` was its KL under sampled gates."""
+    def observe(self, *, kl: float, progress: float) -> None:
+        """A step was taken, `progress` in [0, 1) of the way to the repair phase; `kl` was its KL under sampled gates."""
 
     def validated(self, *, kl: float) -> None:
         """The binary circuit of now has this mean KL on validation data."""
@@ -74,7 +74,7 @@ class Fixed:
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
-    def observe(self, *, kl: float) -> None: ...
+    def observe(self, *, kl: float, progress: float) -> None: ...
 
     def validated(self, *, kl: float) -> None: ...
 
@@ -102,7 +102,7 @@ class KLBudget:
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
-    def observe(self, *, kl: float) -> None:
+    def observe(self, *, kl: float, progress: float) -> None:
         self._kl.update(kl)
         target = self._config.kl_budget / self._gap
         slack = max(-1.0, min(1.0, (target - self._kl.predicted) / target))
@@ -144,7 +144,7 @@ class TargetSize:
         pull = self._linear * excess + self._quadratic * excess**2
         return pull + max(0.0, self._linear) * _weighted(others, self._config.penalties) if others else pull
 
-    def observe(self, *, kl: float) -> None:
+    def observe(self, *, kl: float, progress: float) -> None:
         self._linear += self.RATE * self._excess
         self._quadratic += self.RATE * self._excess**2
 

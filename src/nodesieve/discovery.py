@@ -58,7 +58,7 @@ def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = No
         scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
         raise Interrupted(_unfinished(problem, config, loaded, stopped.scores, journal)) from None
-    seconds = time.monotonic() - clock
+    seconds = journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock
 
     journal.say("selecting")
     selection = _select(problem, scores, config)

@@ -39,7 +39,7 @@ def evaluate(loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[Spli
     Raises:
         UserError: the run was made on a model of other sizes, or the task cannot be used.
     """
-    problem = make_problem(loaded, task, ablation=run.config.ablation)
+    problem = make_problem(loaded, task, ablation=run.config.ablation, splits=splits)
     for level, mask in run.circuit.masks.items():
         if mask.shape != problem.nodes.shape(level):
             raise UserError(

@@ -4,6 +4,12 @@ Each gate has one learned number, log_alpha. A sample is z = clip(s * (zeta - ga
 s = sigmoid((ln u - ln(1 - u) + log_alpha) / beta), u uniform (equations 10 and 11): exactly 0 or exactly 1 most of the time, and in
 between often enough for a gradient. P(z > 0) has a closed form (equation 12), which is what the penalty pays for.
 At the end a gate is open iff log_alpha > 0.
+
+The sample's own gradient vanishes wherever it is clipped, so a gate that has closed hardly ever learns that it was needed. `straight_through`
+keeps the sample but gives it the derivative of P(z > 0), p (1 - p). The penalty has that derivative too, so whether a gate opens or closes
+depends only on what it is worth: on whether the KL that its opening saves, to first order, is more than its price. Since p (1 - p) is also
+the Fisher information of log_alpha, dividing the gradient by it (`natural_gradient_`) gives the natural gradient (Amari 1998), which is
+just that difference of worth and price, however far a gate has gone to either side.
 """
 
 from __future__ import annotations
@@ -24,6 +30,19 @@ def sample(log_alpha: Tensor, *, batch: int, generator: torch.Generator) -> Tens
     noise = u.clamp_(1e-6, 1 - 1e-6).logit_()
     s = torch.sigmoid((noise + log_alpha) / BETA)
     return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def straight_through(z: Tensor, log_alpha: Tensor) -> Tensor:
+    """The values of z, exactly, with d open_probability(log_alpha) / d log_alpha as their derivative; shapes as `sample`."""
+    p = open_probability(log_alpha)
+    return z.detach() + (p - p.detach())
+
+
+def natural_gradient_(log_alpha: Tensor) -> None:
+    """Divide log_alpha's gradient, in place, by the Fisher information p (1 - p) of its gate."""
+    if log_alpha.grad is not None:
+        p = open_probability(log_alpha.detach())
+        log_alpha.grad.div_((p * (1 - p)).clamp_(min=1e-4))
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:

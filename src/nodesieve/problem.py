@@ -14,7 +14,7 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.metrics import kl_divergence
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import LevelTensors, NodeSpace
-from nodesieve.tasks.base import SplitName, Task
+from nodesieve.tasks.base import SPLITS, SplitName, Task
 from nodesieve.tasks.encode import EncodedTask, encode
 
 
@@ -30,7 +30,7 @@ class Problem:
         self.model = model
         self.task = task
         self.batch_size = batch_size
-        self.ablation: Ablation = ABLATIONS[ablation](model.record, task["train"])
+        self.ablation: Ablation = ABLATIONS[ablation](model.record, task.splits.get("train") or next(iter(task.splits.values())))
         self._full: dict[str, Tensor] = {}
 
     @property
@@ -65,12 +65,13 @@ class Problem:
         return [torch.cat(row) for row in rows]
 
 
-def make_problem(loaded: LoadedModel, task: Task, *, ablation: str) -> Problem:
-    """Encode `task` for the model's tokenizer and put both together.
+def make_problem(loaded: LoadedModel, task: Task, *, ablation: str, splits: Sequence[SplitName] = SPLITS) -> Problem:
+    """Encode `splits` of `task` for the model's tokenizer and put both together.
 
     Raises:
         UserError: the task cannot be encoded, the model's family is not known, or the ablation needs prompts that are not there.
     """
     context = getattr(loaded.model.config, "max_position_embeddings", None)
-    encoded = encode(task, loaded.tokenizer, aligned=ablation == "counterfactual", device=loaded.model.device, context=context)
+    needed = [split for split in SPLITS if split in splits or (split == "train" and ablation == "mean")]
+    encoded = encode(task, loaded.tokenizer, aligned=ablation == "counterfactual", device=loaded.model.device, context=context, needed=needed)
     return Problem(GatedModel(loaded.model), encoded, ablation=ablation)

@@ -2,6 +2,7 @@
 
 1. Every node has a gate with one learned number, log_alpha. A parent's gate multiplies its children's.
 2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
+   Gradients pass straight through the sampling, so that closed gates can come back (see `nodesieve.gates`).
 3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
 4. A controller sets how much the penalties weigh. Now and then the gates are made binary and measured on validation data, which steers the
    controller; the smallest binary circuit within the budget is remembered.
@@ -13,6 +14,7 @@ The scores are the log_alphas: a node is open iff its log_alpha is above 0. Draw
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
     train, full = problem.task["train"], problem.full_logits("train")
 
     while run.step < config.steps:
+        began = time.monotonic()
         repairing = run.step >= repair_from
         batch = train.training_batch(run.step, config.batch_size, config.seed)
         z = run.sample_gates(batch)
@@ -56,23 +59,36 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         shares = run.open_shares()
         penalty = torch.zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
-        run.descend(loss)
+        run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
         if not repairing:
-            run.controller.observe(kl=kl.item())
+            run.controller.observe(kl=kl.item(), progress=run.step / repair_from)
         run.step += 1
 
-        row: dict[str, Any] = {"step": run.step, "loss": loss.item(), "kl": kl.item(), "penalty": float(penalty), "lambda": run.controller.strength}
-        row["open"] = {level: share.item() for level, share in shares.items()}
-        if run.step % config.validate_every == 0 or run.step == config.steps:
-            row["validation"] = run.look(everything=repairing)
-        journal.log(row)
-        journal.progress(run.step, config.steps, kl=kl.item(), **{level: row["open"][level] for level in shares})
+        look = run.step % config.validate_every == 0 or run.step == config.steps
+        validation = run.look(everything=repairing) if look else None
+        run.seconds += time.monotonic() - began
+        row: dict[str, Any] = {
+            "step": run.step,
+            "loss": loss.item(),
+            "kl": kl.item(),
+            "penalty": {level: share.item() for level, share in shares.items()},
+            "open": {level: (log_alpha > 0).float().mean().item() for level, log_alpha in run.log_alpha.items()},
+            "lambda": 0.0 if repairing else run.controller.strength,
+            "seconds": run.seconds,
+        }
+        journal.log(row if validation is None else {**row, "validation": validation})
+        journal.progress(run.step, config.steps, kl=kl.item(), **row["open"])
         if journal.stopping or run.step % CHECKPOINT_EVERY == 0:
             journal.save(run.state())
         if journal.stopping:
             raise Stopped(run.scores())
     journal.save(run.state())
     return run.scores()
+
+
+def _learning_rate(progress: float, final: float) -> float:
+    """Full for the first half of the run, then falling in a straight line to `final`."""
+    return 1 - (1 - final) * max(0.0, 2 * progress - 1)
 
 
 def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
@@ -91,6 +107,7 @@ class _Run:
         self.nodes: NodeSpace = problem.nodes
         self.device = problem.model.device
         self.step = 0
+        self.seconds = 0.0
         self.log_alpha = {
             level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True)
             for level in config.levels
@@ -108,7 +125,10 @@ class _Run:
         drawn = size if self.config.gate_samples == "example" else 1
         z = {level: torch.ones(size, *self.nodes.shape(level), device=self.device) for level in LEVELS if level not in self.log_alpha}
         for level, log_alpha in self.log_alpha.items():
-            z[level] = gates.sample(log_alpha, batch=drawn, generator=generator).expand(size, *log_alpha.shape)
+            sample = gates.sample(log_alpha, batch=drawn, generator=generator)
+            if self.config.estimator == "straight_through":
+                sample = gates.straight_through(sample, log_alpha)
+            z[level] = sample.expand(size, *log_alpha.shape)
         return z
 
     def open_shares(self) -> LevelTensors:
@@ -121,9 +141,14 @@ class _Run:
     def warmup(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, *, rate: float) -> None:
+        for group, level in zip(self.adam.param_groups, self.config.levels, strict=True):
+            group["lr"] = self.config.learning_rates[level] * rate
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.estimator == "straight_through":
+            for log_alpha in self.log_alpha.values():
+                gates.natural_gradient_(log_alpha)
         self.adam.step()
         with torch.no_grad():
             for log_alpha in self.log_alpha.values():
@@ -154,12 +179,14 @@ class _Run:
             adam = self.adam.state[x]
             tensors |= {f"adam.{name}.{level}": adam[name] for name in ("exp_avg", "exp_avg_sq")}
         tensors |= {f"best.{level}": x for level, x in (self.best or {}).items()}
-        return State(tensors=tensors, numbers={"step": self.step, "best_size": self.best_size, "controller": self.controller.state()})
+        return State(
+            tensors=tensors, numbers={"step": self.step, "seconds": self.seconds, "best_size": self.best_size, "controller": self.controller.state()}
+        )
 
     def restore(self, state: State | None) -> None:
         if state is None:
             return
-        self.step, self.best_size = state.numbers["step"], state.numbers["best_size"]
+        self.step, self.seconds, self.best_size = (state.numbers[name] for name in ("step", "seconds", "best_size"))
         self.controller.restore(state.numbers["controller"])
         for level, x in self.log_alpha.items():
             with torch.no_grad():

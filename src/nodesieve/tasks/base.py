@@ -13,8 +13,8 @@ from typing import Literal, TypeVar
 
 from nodesieve.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 _T = TypeVar("_T")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 
@@ -77,7 +77,7 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
                     "give your own prompts as a JSONL file"
                 )
             parts[split][kind] = list(part)
-    splits = {}
+    splits: dict[str, tuple[Example, ...]] = {}
     for split in SPLITS:
         examples: dict[Example, None] = {}
         for _ in range(100 * sizes[split] + 1000):

@@ -7,6 +7,7 @@ left out, counted and shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,16 @@ def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return len(_ids(tokenizer, text, special=False)) == 1
 
 
-def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, aligned: bool, device: torch.device, context: int | None = None) -> EncodedTask:
-    """Encode every split.
+def encode(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    aligned: bool,
+    device: torch.device,
+    context: int | None = None,
+    needed: Sequence[SplitName] = SPLITS,
+) -> EncodedTask:
+    """Encode the splits that are needed.
 
     Args:
         aligned: leave out pairs of different token length (the counterfactual ablation needs none).
@@ -49,8 +58,9 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, aligned: bool, dev
         UserError: an example cannot be scored, or too few are left.
     """
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    splits, skipped = {}, {}
-    for name in SPLITS:
+    splits: dict[str, Split] = {}
+    skipped: dict[str, int] = {}
+    for name in needed:
         kept = []
         unequal: Example | None = None
         skipped[name] = 0
@@ -70,7 +80,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, aligned: bool, dev
         splits=splits,
         metrics=task.metrics,
         skipped=skipped,
-        shown=tuple(_show(example) for example in task.splits["validation"][:3]),
+        shown=tuple(_show(example) for example in task.splits[needed[-1]][:3]),
     )
 
 

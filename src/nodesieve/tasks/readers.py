@@ -40,7 +40,8 @@ class Reader:
 def read_task(path: str | Path, *, seed: int) -> Task:
     """Read a file of prompts.
 
-    A file without splits is deduplicated and cut 60/20/20 by `seed`; one with splits must have all three.
+    A file without splits is deduplicated and cut 60/20/20 by `seed`; one with splits may lack those that are not needed, so that a file of
+    test examples alone can be evaluated on.
 
     Raises:
         UserError: the file cannot be read or is not as its format says, with the line where it went wrong.
@@ -76,10 +77,7 @@ def _split(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example, ..
     if unnamed and len(unnamed) < len(rows):
         raise UserError(f"{path}, line {unnamed[0].line}: expected a split in every example or in none, got one without")
     if not unnamed:
-        splits = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
-        empty = [split for split, examples in splits.items() if not examples]
-        if empty:
-            raise UserError(f"{path}: expected examples of the splits {', '.join(SPLITS)}, got none of {', '.join(empty)}")
+        splits: dict[str, tuple[Example, ...]] = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
         seen: dict[Example, str] = {}
         for row in rows:
             assert row.split is not None

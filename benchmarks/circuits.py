@@ -1,0 +1,129 @@
+"""Circuits of SmolLM2-135M with default settings: the table in docs/results.md.
+
+Runs `nodesieve discover` for each task and seed into --runs (finished runs are kept, unfinished ones resumed), measures the IOI circuits on
+prompts of other templates and words (data/ioi_other_words.jsonl), and writes results/circuits.json and results/circuits.md with the machine
+and the versions. Flags after `--` go to `nodesieve discover`.
+
+    python benchmarks/circuits.py                      # everything: about an hour on 2 cores
+    python benchmarks/circuits.py --only ioi:0         # one run; the table then has what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PLAN = ("ioi:0", "ioi:1", "ioi:2", "greater_than:0", "gendered_pronoun:0")
+MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
+LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write the table of what is there")
+    parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
+    options = parser.parse_args()
+    for name in [] if options.collect else options.only:
+        discover(*name.split(":"), runs=options.runs, flags=options.flags)
+    rows = [row(*name.split(":"), runs=options.runs) for name in PLAN if (directory(*name.split(":"), options.runs) / "metrics.json").is_file()]
+    result = {"machine": machine(), "runs": rows}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    (HERE / "results" / "circuits.md").write_text(markdown(result), "utf-8")
+    print(markdown(result))
+
+
+def directory(task: str, seed: str, runs: Path) -> Path:
+    return runs / f"circuits-{task}-{seed}"
+
+
+def discover(task: str, seed: str, *, runs: Path, flags: list[str]) -> None:
+    out = directory(task, seed, runs)
+    if not (out / "metrics.json").is_file():
+        unfinished = (out / "checkpoint.safetensors").is_file()
+        call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *flags]))
+    if task == "ioi" and not (out / "other_words.json").is_file():
+        measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", capture=True)
+        (out / "other_words.json").write_text(measured, "utf-8")
+
+
+def call(*arguments: Any, capture: bool = False) -> str:
+    command = [str(Path(sys.executable).parent / "nodesieve"), *map(str, arguments)]
+    print("$", " ".join(command[:1] and ["nodesieve", *command[1:]]), flush=True)
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if capture else None)
+    return done.stdout or ""
+
+
+def row(task: str, seed: str, *, runs: Path) -> dict[str, Any]:
+    out = directory(task, seed, runs)
+    metrics, circuit = (json.loads((out / name).read_text("utf-8")) for name in ("metrics.json", "circuit.json"))
+    found = {"task": task, "seed": int(seed), "metrics": metrics, "versions": circuit["versions"], "examples": circuit["examples"]["splits"]}
+    if (out / "other_words.json").is_file():
+        found["other_words"] = json.loads((out / "other_words.json").read_text("utf-8"))["circuit"]["test"]
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    heads = [
+        "task",
+        "seed",
+        "heads",
+        "dims",
+        "neurons",
+        "outputs",
+        "size",
+        "validation KL (upper)",
+        "test KL",
+        "KL, other words",
+        "main metric",
+        "of full",
+        "steps",
+        "s",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for entry in result["runs"]:
+        metrics, name = entry["metrics"], MAIN_METRIC[entry["task"]]
+        own, full = metrics["circuit"]["test"], metrics["full"]["test"]
+        other = entry.get("other_words")
+        cells = [
+            entry["task"],
+            entry["seed"],
+            *[f"{metrics['nodes'][level]['kept']:,}" for level in LEVELS],
+            f"{100 * metrics['size']:.1f}%",
+            validation(metrics),
+            f"{own['kl']:.3f}",
+            f"{other['kl']:.3f}" if other else "",
+            f"{name} {own[name]:.3f}",
+            f"{100 * own[name] / full[name]:.0f}%",
+            metrics["steps"],
+            f"{metrics['seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    versions = result["runs"][0]["versions"] if result["runs"] else {}
+    lines += ["", f"Machine: {result['machine']}. Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}."]
+    return "\n".join(lines) + "\n"
+
+
+def validation(metrics: dict[str, Any]) -> str:
+    missed = "" if metrics["budget"]["met"] else ", NOT met"
+    return f"{metrics['circuit']['validation']['kl']:.3f} ({metrics['budget']['validation_kl_upper']:.3f}{missed})"
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown CPU"
+    )
+    return f"{os.cpu_count()} cores, {model}, {platform.system()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Closing the hierarchy, counting, scores and selection: on circuits small enough to work out by hand, and on random ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import tiny_model
+from nodesieve.architectures import ParameterShapes, resolve
+from nodesieve.circuit import Circuit, close, count_parameters
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import NodeSpace
+from nodesieve.scores import Scores, raise_ancestors
+from nodesieve.select import select_budget, select_size
+
+SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
+
+
+def masks(value: bool = True) -> dict[str, torch.Tensor]:
+    return {level: torch.full(SPACE.shape(level), value) for level in LEVELS}
+
+
+@st.composite
+def random_masks(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    share = draw(st.floats(0.0, 1.0))
+    return {level: torch.rand(SPACE.shape(level), generator=generator) < share for level in LEVELS}
+
+
+def test_a_closed_parent_closes_its_children() -> None:
+    kept = masks()
+    kept["layer"][0] = False
+    closed = close(kept)
+    for level in LEVELS:
+        if level != "embedding":
+            assert not closed[level][0].any()
+            assert closed[level][1].all()
+    assert closed["embedding"].all()
+
+
+def test_a_parent_without_children_closes_up_to_the_layer() -> None:
+    kept = masks()
+    kept["head_dim"][0] = False
+    kept["mlp_output"][0] = False
+    closed = close(kept)
+    assert not closed["head"][0].any()
+    assert not closed["attention_block"][0]
+    assert not closed["mlp_block"][0]
+    assert not closed["mlp_neuron"][0].any()
+    assert not closed["layer"][0]
+    assert closed["layer"][1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_masks())
+def test_closing_is_idempotent_and_only_closes(kept: dict[str, torch.Tensor]) -> None:
+    once = close(kept)
+    twice = close(once)
+    assert all(torch.equal(once[level], twice[level]) for level in LEVELS)
+    assert all(not (once[level] & ~kept[level]).any() for level in LEVELS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_masks())
+def test_in_a_closed_circuit_every_kept_node_has_kept_parents_and_children(kept: dict[str, torch.Tensor]) -> None:
+    closed = close(kept)
+    assert torch.equal(closed["head"], closed["head_dim"].any(-1))
+    assert torch.equal(closed["attention_block"], closed["head"].any(-1))
+    assert torch.equal(closed["mlp_block"], closed["mlp_neuron"].any(-1))
+    assert torch.equal(closed["mlp_block"], closed["mlp_output"].any(-1))
+    assert torch.equal(closed["layer"], closed["attention_block"] | closed["mlp_block"])
+
+
+def test_flat_and_levels_are_inverse() -> None:
+    flat = torch.arange(SPACE.total, dtype=torch.float32)
+    assert torch.equal(SPACE.join(SPACE.split(flat)), flat)
+    assert SPACE.leaves == 2 * 2 * 3 + 2 * 4
+    with pytest.raises(ValueError, match="expected one number for each"):
+        SPACE.split(flat[:-1])
+
+
+def test_names_are_canonical() -> None:
+    assert SPACE.name("head_dim", (1, 0, 2)) == "head_dim.1.0.2"
+    assert SPACE.name("layer", (1,)) == "layer.1"
+    assert SPACE.name("embedding", (0,)) == "embedding"
+
+
+def test_parameters_of_a_circuit_worked_out_by_hand() -> None:
+    architecture = resolve(tiny_model("llama"))  # width 32, 4 heads of 8, 2 key groups, 48 neurons, no biases
+    nodes = architecture.nodes
+    kept = {level: torch.zeros(nodes.shape(level), dtype=torch.bool) for level in LEVELS}
+    for level in ("layer", "attention_block", "mlp_block"):
+        kept[level][0] = True
+    kept["head"][0, :2] = True  # two query heads of one key group
+    kept["head_dim"][0, 0, 3] = True
+    kept["head_dim"][0, 1, [3, 4]] = True
+    kept["mlp_neuron"][0, :5] = True
+    kept["mlp_output"][0, :7] = True
+    queries, keys = 2 * 8 * 32, 8 * 32
+    values, projection = 2 * 32, 3 * 32  # dimensions 3 and 4 of the shared V; three columns of O
+    assert count_parameters(Circuit.of(kept), architecture).kept == queries + keys + values + projection + 5 * 2 * 32 + 5 * 7
+
+
+def test_biases_are_counted() -> None:
+    shapes: ParameterShapes = resolve(tiny_model("gpt2")).parameters
+    assert shapes.query_per_head == 8 * 33
+    assert shapes.projection_bias == 32
+    assert shapes.input_per_neuron == 33
+    assert shapes.output_bias
+
+
+def ranked(values: list[float]) -> Scores:
+    """Scores of the leaves of SPACE in order; ancestors raised."""
+    own = {level: torch.zeros(SPACE.shape(level)) for level in LEVELS}
+    flat = torch.tensor(values)
+    own["head_dim"] = flat[:12].reshape(SPACE.shape("head_dim"))
+    own["mlp_neuron"] = flat[12:].reshape(SPACE.shape("mlp_neuron"))
+    own["mlp_output"] = torch.full(SPACE.shape("mlp_output"), 100.0)
+    return Scores(values=raise_ancestors(own), levels=tuple(level for level in LEVELS if level != "embedding"))
+
+
+def loss_of_size(circuits: object) -> list[torch.Tensor]:
+    return [torch.full((50,), 1 - circuit.size) for circuit in circuits]  # type: ignore[attr-defined]
+
+
+def test_a_size_is_the_largest_circuit_within_it() -> None:
+    scores = ranked([float(i) for i in range(1, 21)])
+    selection = select_size(scores, loss_of_size, keep=0.5, budget=0.9)
+    assert selection.circuit.size == 0.5
+    assert {level: selection.circuit.kept(level) for level in LEAVES} == {"head_dim": 2, "mlp_neuron": 8}
+    assert select_size(scores, loss_of_size, keep=0.01, budget=0.9).circuit.size == 0
+    assert select_size(scores, loss_of_size, keep=1.0, budget=0.9).circuit.size == 1
+
+
+@pytest.mark.parametrize("budget", [0.04, 0.32, 0.52, 0.97])
+def test_the_budget_gives_the_smallest_circuit_within_it(budget: float) -> None:
+    selection = select_budget(ranked([float(i) for i in range(1, 21)]), loss_of_size, budget=budget)
+    assert selection.met
+    assert selection.circuit.size == pytest.approx(math.ceil((1 - budget) * 20) / 20)
+
+
+def test_a_budget_that_nothing_meets_is_said_not_to_be_met() -> None:
+    selection = select_budget(ranked([float(i) for i in range(1, 21)]), lambda circuits: [torch.full((50,), 2.0) for _ in circuits], budget=0.5)
+    assert not selection.met
+
+
+def test_levels_that_were_not_scored_are_kept_wherever_their_ancestors_are() -> None:
+    values = {level: torch.zeros(SPACE.shape(level)) for level in LEVELS}
+    values["head"][0, 0] = 1.0
+    circuit = Scores(values=values, levels=("head",)).circuit(0.5)
+    assert circuit.names(SPACE, "head") == ["head.0.0"]
+    assert circuit.kept("head_dim") == 3
+    assert circuit.kept("attention_block") == 1
+    assert circuit.kept("mlp_neuron") == 8

@@ -1,0 +1,133 @@
+"""Gates, controllers, metrics: against closed forms and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nodesieve import gates
+from nodesieve.ablations import Mean
+from nodesieve.batches import Batch, Tokens
+from nodesieve.config import make_config
+from nodesieve.controllers import CONTROLLERS
+from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, upper_bound
+from nodesieve.nodes import NodeSpace
+
+SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
+
+
+@pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0])
+def test_gates_are_open_as_often_as_the_closed_form_says(log_alpha: float) -> None:
+    z = gates.sample(torch.full((50_000,), log_alpha), batch=1, generator=torch.Generator().manual_seed(0))
+    assert float((z > 0).float().mean()) == pytest.approx(float(gates.open_probability(torch.tensor(log_alpha))), abs=0.01)
+    assert z.min() >= 0
+    assert z.max() <= 1
+
+
+def test_samples_are_exactly_0_and_1_most_of_the_time_and_differ_between_examples() -> None:
+    z = gates.sample(torch.zeros(1000), batch=2, generator=torch.Generator().manual_seed(0))
+    assert ((z == 0) | (z == 1)).float().mean() > 0.3
+    assert not torch.equal(z[0], z[1])
+
+
+def test_straight_through_keeps_the_values_and_never_loses_the_gradient() -> None:
+    log_alpha = torch.tensor([-6.0, 0.0, 6.0], requires_grad=True)
+    z = gates.sample(log_alpha, batch=4, generator=torch.Generator().manual_seed(0))
+    through = gates.straight_through(z, log_alpha)
+    assert torch.equal(through, z)
+    (gradient,) = torch.autograd.grad(through.sum(), log_alpha)
+    p = gates.open_probability(log_alpha.detach())
+    torch.testing.assert_close(gradient, 4 * p * (1 - p))
+    assert (gradient > 0).all()
+
+
+def controller(name: str, **options: object):  # type: ignore[no-untyped-def]
+    return CONTROLLERS[name](make_config({"controller": name, **options}), SPACE)
+
+
+def test_fixed_lambdas_stay() -> None:
+    fixed = controller("fixed", lambda_init=2.0, penalties={"head": 3.0})
+    assert float(fixed.penalty({"head": torch.tensor(0.5)})) == pytest.approx(3.0)
+    fixed.observe(kl=100.0, progress=0.5)
+    assert fixed.strength == 2.0
+
+
+def test_the_kl_budget_controller_pushes_below_its_target_and_yields_above_it() -> None:
+    eager, sorry = controller("kl_budget"), controller("kl_budget")
+    for _ in range(100):
+        eager.observe(kl=0.001, progress=0.5)
+        sorry.observe(kl=10.0, progress=0.5)
+    assert eager.strength > make_config({}).lambda_init > sorry.strength
+
+
+def test_the_target_size_controller_pushes_only_while_the_circuit_is_too_large() -> None:
+    size = controller("target_size", target_size=0.5)
+    shares = {level: torch.tensor(0.9, requires_grad=True) for level in ("head_dim", "mlp_neuron")}
+    for _ in range(20):
+        size.penalty(shares)
+        size.observe(kl=0.1, progress=0.5)
+    assert size.strength > 0
+    pushed = size.strength
+    for _ in range(20):
+        size.penalty({level: torch.tensor(0.1) for level in shares})
+        size.observe(kl=0.1, progress=0.5)
+    assert size.strength < pushed
+
+
+@pytest.mark.parametrize("name", sorted(CONTROLLERS))
+def test_a_restored_controller_goes_on_as_the_old_one(name: str) -> None:
+    old, new = controller(name), controller(name)
+    shares = {level: torch.tensor(0.7) for level in ("head_dim", "mlp_neuron", "head")}
+    for _ in range(5):
+        old.penalty(shares)
+        old.observe(kl=0.4, progress=0.5)
+        old.validated(kl=0.5)
+    new.restore(old.state())
+    for both in (old, new):
+        both.penalty(shares)
+        both.observe(kl=0.2, progress=0.5)
+    assert old.strength == new.strength
+    assert float(old.penalty(shares)) == float(new.penalty(shares))
+
+
+def batch(answers: tuple[int, ...], distractors: tuple[int, ...]) -> Batch:
+    tokens = Tokens.pad([[1]], pad_id=0, device="cpu")
+    return Batch(index=torch.tensor([0]), clean=tokens, corrupted=None, answers=(answers,), distractors=(distractors,))
+
+
+def test_metrics_worked_out_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    logits = p.log()
+    assert float(kl_divergence(logits, torch.zeros(1, 4))) == pytest.approx(sum(q * math.log(4 * q) for q in p[0].tolist()), abs=1e-6)
+    assert float(kl_divergence(logits, logits + 7)) == pytest.approx(0, abs=1e-6)
+    assert float(logit_difference(logits, batch((0, 1), (3,)))) == pytest.approx((math.log(0.5) + math.log(0.3)) / 2 - math.log(0.05), abs=1e-5)
+    assert float(probability_difference(logits, batch((0, 1), (2, 3)))) == pytest.approx(0.6)
+    assert float(cutoff_sharpness(logits, batch((1, 0), (3, 2)))) == pytest.approx(0.15)
+
+
+def test_faithfulness_is_not_clipped_and_none_without_a_span() -> None:
+    assert faithfulness(circuit=3.0, full=2.0, ablated=1.0) == 2.0
+    assert faithfulness(circuit=3.0, full=1.0, ablated=1.0) is None
+
+
+def test_the_upper_bound_lies_above_the_mean_by_about_one_and_two_thirds_standard_errors() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 3
+    expected = float(values.mean()) + 1.645 * float(values.std()) / 20
+    assert upper_bound(values) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_mean_ablation_leaves_out_padding_and_the_first_position() -> None:
+    from nodesieve.ablations import Activations
+    from nodesieve.batches import EncodedExample, Split
+
+    examples = tuple(EncodedExample(clean=ids, corrupted=ids, answers=(1,), distractors=(2,)) for ids in [(9, 1, 2), (9, 3)])
+    split = Split(examples=examples, pad_id=50, device=torch.device("cpu"))
+
+    def record(tokens: Tokens) -> Activations:
+        x = tokens.input_ids.float().unsqueeze(-1)
+        return Activations(embedding=x, heads=[x], attention_write=[x], neurons=[x], mlp_write=[x])
+
+    values = Mean(record, split).values(split.batch([0]))
+    assert values.heads[0].tolist() == [2.0]

@@ -1,0 +1,81 @@
+"""Imports point one way: down this list, never up and never sideways between parts that do not name each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import nodesieve
+
+ROOT = Path(nodesieve.__file__).parent
+
+# From the top of the house to its foundations. A module may import from lines below its own, and from its own package.
+ORDER = [
+    "cli",
+    "console",
+    "report",
+    "verify",
+    "discovery",
+    "evaluation",
+    "run",
+    "select",
+    "methods",
+    "problem",
+    "gated_model",
+    "models",
+    "controllers",
+    "ablations",
+    "scores",
+    "circuit",
+    "architectures",
+    "nodes",
+    "gates",
+    "journal",
+    "metrics",
+    "tasks",
+    "batches",
+    "config",
+    "levels",
+    "errors",
+]
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("nodesieve.")}
+    return found
+
+
+def test_every_module_has_its_line() -> None:
+    assert {layer(path) for path in ROOT.rglob("*.py")} - {"__init__"} == set(ORDER)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        own = layer(path)
+        if own == "__init__":
+            continue
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {other}" for other in sorted(imports(path)) if other != own and ORDER.index(other) <= ORDER.index(own)
+        ]
+    assert wrong == []
+
+
+def test_help_and_import_load_neither_torch_nor_transformers_nor_matplotlib() -> None:
+    code = "import sys, nodesieve, nodesieve.cli; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_few_and_there() -> None:
+    assert len(nodesieve.__all__) < 10
+    assert all(callable(getattr(nodesieve, name)) for name in nodesieve.__all__)

@@ -1,0 +1,58 @@
+"""On a model with a planted circuit, the planted nodes and no others are found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.config import make_config
+from nodesieve.discovery import discover
+from nodesieve.levels import DEFAULT_LEVELS
+from nodesieve.problem import make_problem
+from planted import PLANTED, all_nodes, planted_model, planted_task
+
+BUDGET = 0.1
+
+
+def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
+    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
+
+
+def test_the_plant_is_what_it_claims_to_be() -> None:
+    problem = make_problem(planted_model(), planted_task(), ablation="counterfactual")
+    everything = {level: mask.bool() for level, mask in problem.nodes.full(1.0).items()}
+    for level in DEFAULT_LEVELS:
+        indices = all_nodes(problem.nodes, level)
+        circuits = []
+        for index in indices:
+            mask = everything[level].clone()
+            mask[index] = False
+            circuits.append(Circuit.of({**everything, level: mask}))
+        for index, kl in zip(indices, problem.kl(circuits, "test"), strict=True):
+            if index in PLANTED[level]:
+                assert kl.mean() > 2 * BUDGET, (level, index)
+            else:
+                assert kl.max() < BUDGET / 100, (level, index)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_planted_nodes_and_no_others_are_found(seed: int) -> None:
+    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, "validate_every": 10})
+    run = discover(planted_model(), planted_task(seed), config)
+    assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+    assert run.metrics["budget"]["met"]
+    assert run.metrics["circuit"]["test"]["kl"] < BUDGET
+
+
+@pytest.mark.parametrize("method", ["gate_gradient", "uniform_gradient"])
+def test_attribution_finds_the_plant_too(method: str) -> None:
+    run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": method}))
+    assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+
+
+def test_the_same_seed_gives_the_same_circuit() -> None:
+    config = make_config({"kl_budget": BUDGET, "steps": 30})
+    runs = [discover(planted_model(), planted_task(), config) for _ in range(2)]
+    assert all(torch.equal(runs[0].circuit.masks[level], runs[1].circuit.masks[level]) for level in DEFAULT_LEVELS)
+    assert all(torch.equal(runs[0].scores.values[level], runs[1].scores.values[level]) for level in DEFAULT_LEVELS)

@@ -1,0 +1,260 @@
+"""Runs from end to end on tiny models: the Python API, run directories, resuming, reports, and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import nodesieve as ns
+from conftest import TINY, tiny_model, word_tokenizer
+from nodesieve import cli
+from nodesieve.config import make_config
+from nodesieve.discovery import Interrupted
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.models import LoadedModel
+from nodesieve.report.page import render
+from nodesieve.run import RunJournal
+
+QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2}
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = word_tokenizer()
+    tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def nodesieve(*arguments: object) -> int:
+    """Run the command line in this process -> its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["nodesieve", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+def quick_flags(**more: object) -> list[str]:
+    return [part for name, value in {**QUICK, **more}.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config(QUICK))
+    run.save(tmp_path)
+    again = ns.load_run(tmp_path)
+    assert all(torch.equal(run.circuit.masks[level], again.circuit.masks[level]) for level in LEVELS)
+    assert all(torch.equal(run.scores.values[level], again.scores.values[level]) for level in DEFAULT_LEVELS)
+    assert again.metrics == json.loads(json.dumps(run.metrics))
+    assert again.history == json.loads(json.dumps(run.history))
+    evaluation = ns.evaluate(loaded, task, again)
+    assert evaluation.circuit["test"]["kl"] == pytest.approx(run.metrics["circuit"]["test"]["kl"], abs=1e-6)
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean", "zero"])
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
+    tokenizer = word_tokenizer()
+    loaded = LoadedModel(id=family, revision=None, model=tiny_model(family, vocabulary=len(tokenizer)), tokenizer=tokenizer)
+    run = ns.discover(loaded, ns.load_task("gendered_pronoun", tokenizer, train_size=16), make_config({**QUICK, "steps": 2, "ablation": ablation}))
+    assert set(run.metrics["circuit"]) == {"validation", "test"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"controller": "fixed", "gate_samples": "batch", "estimator": "pathwise"},
+        {"controller": "target_size", "target_size": 0.3},
+        {"penalty_form": "nested", "task_weight": 0.5},
+        {"levels": "head,mlp_neuron,embedding"},
+        {"method": "gate_gradient", "keep": 0.1},
+        {"method": "uniform_gradient"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, object]) -> None:
+    run = ns.discover(loaded, ns.load_task("greater_than", loaded.tokenizer, train_size=32), make_config({**QUICK, **options}))
+    if "keep" in options:
+        assert 0.05 < run.circuit.size <= 0.1
+    assert {"prob_diff", "cutoff_sharpness"} <= set(run.metrics["circuit"]["test"])
+    if "levels" in options:
+        assert torch.equal(run.circuit.masks["head_dim"].all(-1), run.circuit.masks["head"])
+
+
+def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:
+    task, config = ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "steps": 12})
+
+    class StopAfter(RunJournal):
+        def progress(self, step: int, total: int, **facts: float) -> None:
+            self.stopping = step == 5
+
+    whole = ns.discover(loaded, task, config)
+    with pytest.raises(Interrupted) as caught:
+        ns.discover(loaded, task, config, journal=StopAfter(tmp_path))
+    assert len(caught.value.run.history) == 5
+    resumed = ns.discover(loaded, task, config, journal=RunJournal(tmp_path))
+    assert all(torch.equal(whole.scores.values[level], resumed.scores.values[level]) for level in LEVELS)
+    assert all(torch.equal(whole.circuit.masks[level], resumed.circuit.masks[level]) for level in LEVELS)
+    assert [row["loss"] for row in whole.history] == [row["loss"] for row in resumed.history]
+
+
+def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert nodesieve("discover", "--model", model_directory, "--task", "ioi", "--out", out, *quick_flags()) == 0
+    printed = capsys.readouterr().out
+    assert "all ablated" in printed
+    assert str(out / "report.html") in printed.replace("\n", "")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "circuit.json",
+        "circuit.safetensors",
+        "config.yaml",
+        "history.jsonl",
+        "metrics.json",
+        "report.html",
+    ]
+    tensors = load_file(out / "circuit.safetensors")
+    assert all(tensors[level].dtype == torch.uint8 for level in LEVELS)
+    assert all(
+        tensors[f"log_alpha.{level}"].dtype == torch.float32 and tensors[f"log_alpha.{level}"].shape == tensors[level].shape
+        for level in DEFAULT_LEVELS
+    )
+    metrics, circuit = json.loads((out / "metrics.json").read_text()), json.loads((out / "circuit.json").read_text())
+    assert {"nodes", "parameters", "full", "circuit", "ablated", "budget", "steps", "seconds", "peak_memory_bytes"} <= set(metrics)
+    assert {"kl", "kl_p95", "accuracy", "logit_diff", "exact_match", "faithfulness"} <= set(metrics["circuit"]["test"])
+    assert metrics["ablated"]["test"]["faithfulness"] in (0.0, None)
+    assert circuit["format_version"] == 1
+    assert {"model", "ablation", "levels", "thresholds", "task", "seed", "counts", "versions", "examples"} <= set(circuit)
+    assert all(metrics["nodes"][level]["kept"] == int(tensors[level].sum()) for level in LEVELS)
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert {"loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(rows[0])
+
+    again = tmp_path / "again"
+    assert nodesieve("discover", "--config", out / "config.yaml", "--out", again, "--quiet") == 0
+    assert all(torch.equal(tensor, load_file(again / "circuit.safetensors")[name]) for name, tensor in tensors.items())
+
+
+def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert (
+        nodesieve("discover", "--model", model_directory, "--out", out, "--method", "gate_gradient", "--keep", "0.05", "--quiet", *quick_flags()) == 0
+    )
+    assert capsys.readouterr().out.strip() == str(out)
+    assert nodesieve("nodes", out, "--level", "head_dim") == 0
+    lines = capsys.readouterr().out.splitlines()
+    kept = json.loads((out / "metrics.json").read_text())["nodes"]["head_dim"]["kept"]
+    assert len(lines) == kept
+    assert all(line.startswith("head_dim.") and float(line.split("\t")[1]) > 0 for line in lines)
+    assert nodesieve("evaluate", out, "--task", "gendered_pronoun", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "gendered_pronoun"
+    assert nodesieve("evaluate", out) == 0
+    assert "kl_p95" in capsys.readouterr().out
+    assert nodesieve("report", out, out, "--out", tmp_path / "both.html") == 0
+    assert (tmp_path / "both.html").read_text().count("<h1>") == 2
+    assert nodesieve("check-model", model_directory) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    assert nodesieve("tasks", "--model", model_directory) == 0
+    assert "512 train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["discover", "--steps", "0"], "option steps: input should be greater than or equal to 1, got 0"),
+        (["discover", "--steps", "many"], "'many' is not a valid integer"),
+        (["discover", "--levels", "head,brain"], "expected different names from layer"),
+        (["discover", "--penalties", "head"], "expected LEVEL=NUMBER pairs"),
+        (["discover", "--penalties", "brain=1"], "expected level names"),
+        (["discover", "--kl-budget", "-1"], "greater than 0, got -1"),
+        (["discover", "--method", "magic"], "'magic' is not one of"),
+        (["discover", "--model", "no/such-model-here"], "could not load 'no/such-model-here'"),
+        (["discover", "--model", "missing.gguf"], "expected a GGUF file, found none"),
+        (["discover", "--task", "no-such-task"], "expected a built-in task (ioi, greater_than, gendered_pronoun) or a file"),
+        (["discover", "--device", "abacus"], "expected a device that torch has here"),
+        (["discover", "--resume", "nowhere"], "--resume expects the directory of an unfinished run"),
+        (["evaluate", "nowhere"], "expected a run's directory"),
+        (["nodes", "nowhere"], "expected a run's directory"),
+        (["report"], "Missing argument"),
+        (["check-model", "no/such-model-here"], "could not load"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if arguments[0] == "discover" and not {"--model", "--resume"} & set(arguments):
+        arguments = [*arguments, "--model", str(model_directory)]
+    assert nodesieve(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_overwritten_unless_asked(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("model: x\n")
+    assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, *quick_flags()) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == "model: x\n"
+    assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, "--overwrite", "--quiet", *quick_flags()) == 0
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from nodesieve.console import ConsoleJournal
+
+    original = ConsoleJournal.progress
+
+    def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
+        original(self, step, total, **facts)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ConsoleJournal, "progress", progress)
+    out = tmp_path / "run"
+    assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
+    assert not json.loads((out / "circuit.json").read_text())["complete"]
+    monkeypatch.setattr(ConsoleJournal, "progress", original)
+    assert nodesieve("evaluate", out) == 0
+    assert nodesieve("nodes", out) == 0
+    assert nodesieve("discover", "--resume", out) == 0
+    assert json.loads((out / "circuit.json").read_text())["complete"]
+    assert len((out / "history.jsonl").read_text().splitlines()) == 6
+    assert nodesieve("discover", "--resume", out) == 2
+
+
+def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config(QUICK))
+    run.description["examples"]["shown"][0] = "<script>alert(1)</script>"  # type: ignore[index]
+    page = render([("<b>name</b>", run)])
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "<b>name" not in page
+    assert page.count("<svg") == 3
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+
+
+def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    for content, message in (("speed: 3\n", "got 'speed'"), ("[1]\n", "expected options by name"), ("a: [\n", "expected YAML")):
+        file.write_text(content)
+        assert nodesieve("discover", "--config", file) == 2
+        assert message in capsys.readouterr().err
+    assert yaml.safe_load(yaml.safe_dump(make_config({}).to_dict())) == make_config({}).to_dict()
+    assert make_config(make_config({"levels": "head,layer"}).to_dict()) == make_config({"levels": ["layer", "head"]})
