@@ -32,10 +32,12 @@ def test_splits_have_the_right_sizes_and_share_no_words(name: str, tokenizer: Pr
     task = load_task(name, tokenizer)
     assert {split: len(examples) for split, examples in task.splits.items()} == {"train": 512, "validation": 200, "test": 200}
     template_words = words_of(tuple(Example(clean=t, corrupted=None, answers=(), distractors=()) for t in templates(name)), NOUNS)
+    parts = {**task.splits, "train": (*task.splits["train"], *task.redrawn)}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         for among in (NAMES, NOUNS - template_words):
-            assert not words_of(task.splits[first], among) & words_of(task.splits[second], among)
-        assert not set(task.splits[first]) & set(task.splits[second])
+            assert not words_of(parts[first], among) & words_of(parts[second], among)
+        assert not set(parts[first]) & set(parts[second])
+    assert len(set(parts["train"])) == len(parts["train"]) > 512
 
 
 def templates(name: str) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.tasks.load import load_task
 
     loaded = load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
-    task = load_task(config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size)
+    task = load_task(config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size, redraws=config.redraws)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -218,7 +218,7 @@ def _model_and_task(run: Run, *, task: str | None, model: str | None, device: st
 
     config = run.config
     loaded = load_model(model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype)
-    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size)
+    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size, redraws=config.redraws)
 
 
 @cli.command(short_help="Write report.html for one run, or one page for several.")

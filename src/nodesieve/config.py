@@ -23,16 +23,16 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 BLOCKS = ("layer", "attention_block", "mlp_block", "embedding")
 
-LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.1 for level in LEVELS}
+LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.2 for level in LEVELS}
 LOG_ALPHA_INIT: PerLevel = {level: 4.5 if level in BLOCKS else 3.0 for level in LEVELS}
 PENALTIES: PerLevel = {
     "layer": 0.2,
     "attention_block": 0.2,
     "mlp_block": 0.2,
-    "head": 0.5,
-    "head_dim": 1.0,
-    "mlp_neuron": 2.7,
-    "mlp_output": 1.5,
+    "head": 1.0,
+    "head_dim": 1.5,
+    "mlp_neuron": 3.0,
+    "mlp_output": 1.2,
     "embedding": 0.2,
 }
 
@@ -46,6 +46,7 @@ class DiscoverConfig:
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
     train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
+    redraws: int = Field(default=3, ge=0, description="further training examples, with other words, for each of a built-in task's")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
     device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
@@ -64,20 +65,23 @@ class DiscoverConfig:
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
     estimator: Literal["straight_through", "pathwise"] = Field(
-        default="straight_through", description="natural gradient, straight through the sampling; or the sample's own (as the paper)"
+        default="straight_through", description="gradient of gates: straight through the sampling, or the sample's own (as the paper)"
     )
     penalty_form: Literal["own", "nested"] = Field(
         default="own", description="pay for a node's own probability (as the paper), or times its ancestors'"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=10.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=2.5, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
-    learning_rate_final: float = Field(default=0.25, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
+    learning_rate_final: float = Field(default=0.05, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
     warmup_steps: int = Field(default=20, ge=0, description="steps over which the penalties rise from 0")
     repair_share: float = Field(default=0.15, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
     task_weight: float = Field(default=0.0, ge=0, description="weight of relu(task_margin - logit difference) in the loss")
     task_margin: float = Field(default=3.0, description="logit difference above which the task term is 0")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="medium", description="of float32 matrix products while learning, as torch names it; measuring is always at highest"
+    )
     validate_every: int = Field(default=25, ge=1, description="steps between looks at the binary circuit's validation KL")
 
     @field_validator("levels", mode="before")

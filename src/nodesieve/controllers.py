@@ -87,7 +87,10 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RISE, FALL = 0.02, 0.04  # largest change of ln(lambda) a step
+    RISE, FALL = 0.015, 0.04  # largest change of ln(lambda) a step
+    AIM = 0.8  # of the budget: what is left pays for the interval around the validation KL
+    EARLY = 0.2  # how much higher the aim is at the start, falling to nothing where the repair begins
+    FLOOR = 0.02  # lambda never falls below this
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
@@ -104,13 +107,13 @@ class KLBudget:
 
     def observe(self, *, kl: float, progress: float) -> None:
         self._kl.update(kl)
-        target = self._config.kl_budget / self._gap
-        slack = max(-1.0, min(1.0, (target - self._kl.predicted) / target))
-        self._log_lambda += (self.RISE if slack > 0 else self.FALL) * slack
+        aim = self._config.kl_budget * self.AIM * (1 + self.EARLY * (1 - progress)) / self._gap
+        slack = max(-1.0, min(1.0, (aim - self._kl.predicted) / aim))
+        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + (self.RISE if slack > 0 else self.FALL) * slack)
 
     def validated(self, *, kl: float) -> None:
-        measured = min(3.0, max(1.0, kl / self._kl.fast))
-        self._gap += 0.3 * (measured - self._gap)
+        measured = min(3.0, max(0.4, kl / self._kl.fast))
+        self._gap += 0.5 * (measured - self._gap)
 
     def state(self) -> dict[str, float]:
         return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}

@@ -7,9 +7,7 @@ At the end a gate is open iff log_alpha > 0.
 
 The sample's own gradient vanishes wherever it is clipped, so a gate that has closed hardly ever learns that it was needed. `straight_through`
 keeps the sample but gives it the derivative of P(z > 0), p (1 - p). The penalty has that derivative too, so whether a gate opens or closes
-depends only on what it is worth: on whether the KL that its opening saves, to first order, is more than its price. Since p (1 - p) is also
-the Fisher information of log_alpha, dividing the gradient by it (`natural_gradient_`) gives the natural gradient (Amari 1998), which is
-just that difference of worth and price, however far a gate has gone to either side.
+depends only on what it is worth: on whether the KL that its opening saves, to first order, is more than its price.
 """
 
 from __future__ import annotations
@@ -25,9 +23,13 @@ _SHIFT = BETA * math.log(-GAMMA / ZETA)
 
 
 def sample(log_alpha: Tensor, *, batch: int, generator: torch.Generator) -> Tensor:
-    """Draw gates: log_alpha (*shape) -> z (batch, *shape) in [0, 1], one independent sample for each of `batch`."""
-    u = torch.rand((batch, *log_alpha.shape), generator=generator, device=log_alpha.device)
-    noise = u.clamp_(1e-6, 1 - 1e-6).logit_()
+    """Draw gates: log_alpha (*shape) -> z (batch, *shape) in [0, 1], a sample for each of `batch`.
+
+    The second half mirrors the first (u and 1 - u), which leaves each sample's distribution as it is and evens out their mean.
+    """
+    half = torch.rand(((batch + 1) // 2, *log_alpha.shape), generator=generator, device=log_alpha.device)
+    half = half.clamp_(1e-6, 1 - 1e-6).logit_()
+    noise = torch.cat([half, -half[: batch // 2]])
     s = torch.sigmoid((noise + log_alpha) / BETA)
     return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
@@ -36,13 +38,6 @@ def straight_through(z: Tensor, log_alpha: Tensor) -> Tensor:
     """The values of z, exactly, with d open_probability(log_alpha) / d log_alpha as their derivative; shapes as `sample`."""
     p = open_probability(log_alpha)
     return z.detach() + (p - p.detach())
-
-
-def natural_gradient_(log_alpha: Tensor) -> None:
-    """Divide log_alpha's gradient, in place, by the Fisher information p (1 - p) of its gate."""
-    if log_alpha.grad is not None:
-        p = open_probability(log_alpha.detach())
-        log_alpha.grad.div_((p * (1 - p)).clamp_(min=1e-4))
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:

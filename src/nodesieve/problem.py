@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ class Problem:
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""
         if split not in self._full:
-            self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
+            with matmul_precision("highest"):
+                self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
         return self._full[split]
 
     @torch.no_grad()
@@ -63,6 +65,17 @@ class Problem:
             for row, own in zip(rows, logits, strict=True):
                 row.append(kl_divergence(full[batch.index], own))
         return [torch.cat(row) for row in rows]
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products (`torch.set_float32_matmul_precision`) for a block, and put it back."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def make_problem(loaded: LoadedModel, task: Task, *, ablation: str, splits: Sequence[SplitName] = SPLITS) -> Problem:

@@ -19,11 +19,13 @@ class Scores:
         values: the scores. Levels outside `levels` are ignored: their nodes are kept wherever their ancestors are.
         levels: which levels the method scored.
         threshold: where the method itself draws the line; 0.0 for log_alpha. None: it only ranks.
+        earlier: other scores that the method had on its way and thinks worth a look, at their own threshold.
     """
 
     values: LevelTensors
     levels: tuple[str, ...]
     threshold: float | None = None
+    earlier: Scores | None = None
 
     def circuit(self, threshold: float) -> Circuit:
         """Keep what scores above `threshold`, then close the hierarchy."""

@@ -31,9 +31,10 @@ NEARBY = 32  # grid points to each side of a method's own threshold that are sea
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The circuit chosen, the threshold that cut it, and its validation KL (mean, and upper end of the interval)."""
+    """The circuit chosen, the scores and the threshold that cut it, its validation KL (mean, and upper end of the interval)."""
 
     circuit: Circuit
+    scores: Scores
     threshold: float
     kl: float
     kl_upper: float
@@ -46,7 +47,7 @@ def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float)
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
     circuit = scores.circuit(cut)
-    return _judge(circuit, cut, measure([circuit])[0], budget)
+    return _judge(circuit, scores, cut, measure([circuit])[0], budget)
 
 
 def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selection:
@@ -58,7 +59,7 @@ def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selecti
         new = [place for place in places if place not in tried]
         circuits = [scores.circuit(cuts[place]) for place in new]
         for place, circuit, kl in zip(new, circuits, measure(circuits) if new else [], strict=True):
-            tried[place] = _judge(circuit, cuts[place], kl, budget)
+            tried[place] = _judge(circuit, scores, cuts[place], kl, budget)
 
     low, high = -1, len(cuts)  # everything up to `low` is taken to meet the budget, everything from `high` on to miss it
     if scores.threshold is not None:
@@ -70,10 +71,14 @@ def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selecti
         gap = high - low
         try_all(sorted({low + max(1, gap * k // (WIDTH + 1)) for k in range(1, WIDTH + 1)} - {high}))
         low, high = _bracket(tried, low, high)
-    met = [selection for selection in tried.values() if selection.met]
+    found = list(tried.values())
+    if scores.earlier is not None and scores.earlier.threshold is not None:
+        circuit = scores.earlier.circuit(scores.earlier.threshold)
+        found.append(_judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget))
+    met = [selection for selection in found if selection.met]
     if met:
         return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
-    return min(tried.values(), key=lambda selection: selection.kl_upper)
+    return min(found, key=lambda selection: selection.kl_upper)
 
 
 def _bracket(tried: dict[int, Selection], low: int, high: int) -> tuple[int, int]:
@@ -100,6 +105,6 @@ def _reference(scores: Scores) -> Tensor:
     return torch.cat([scores.values[level].flatten() for level in levels])
 
 
-def _judge(circuit: Circuit, threshold: float, kl: Tensor, budget: float) -> Selection:
+def _judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float) -> Selection:
     upper = upper_bound(kl)
-    return Selection(circuit=circuit, threshold=threshold, kl=float(kl.mean()), kl_upper=upper, met=upper <= budget)
+    return Selection(circuit=circuit, scores=scores, threshold=threshold, kl=float(kl.mean()), kl_upper=upper, met=upper <= budget)

@@ -87,8 +87,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
 
 
 def _learning_rate(progress: float, final: float) -> float:
-    """Full for the first half of the run, then falling in a straight line to `final`."""
-    return 1 - (1 - final) * max(0.0, 2 * progress - 1)
+    """Full for the first fifth of the run, in which most gates close, then falling in a straight line to `final`."""
+    return 1 - (1 - final) * max(0.0, (progress - 0.2) / 0.8)
 
 
 def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
@@ -133,10 +133,11 @@ class _Run:
 
     def open_shares(self) -> LevelTensors:
         """The expected share of open gates of each learned level, as the penalties count it."""
-        p = {level: gates.open_probability(log_alpha) for level, log_alpha in self.log_alpha.items()}
-        if self.config.penalty_form == "nested":
-            p = with_ancestors({level: p.get(level, torch.ones(self.nodes.shape(level), device=self.device)) for level in LEVELS})
-        return {level: p[level].mean() for level in self.log_alpha}
+        own = {level: gates.open_probability(log_alpha) for level, log_alpha in self.log_alpha.items()}
+        if self.config.penalty_form == "own":
+            return {level: p.mean() for level, p in own.items()}
+        nested = with_ancestors({level: own.get(level, torch.ones(self.nodes.shape(level), device=self.device)) for level in LEVELS})
+        return {level: nested[level].mean() for level in own}
 
     def warmup(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -146,9 +147,6 @@ class _Run:
             group["lr"] = self.config.learning_rates[level] * rate
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.estimator == "straight_through":
-            for log_alpha in self.log_alpha.values():
-                gates.natural_gradient_(log_alpha)
         self.adam.step()
         with torch.no_grad():
             for log_alpha in self.log_alpha.values():
@@ -166,12 +164,12 @@ class _Run:
         return {"kl": float(kl.mean()), "kl_upper": upper, "size": circuit.size}
 
     def scores(self) -> Scores:
-        """Of the best circuit that met the budget, else of now."""
-        return self._scores(self.best or self.log_alpha)
+        """Of now, and of the best circuit that met the budget on the way."""
+        return self._scores(self.log_alpha, earlier=None if self.best is None else self._scores(self.best))
 
-    def _scores(self, log_alpha: LevelTensors) -> Scores:
+    def _scores(self, log_alpha: LevelTensors, earlier: Scores | None = None) -> Scores:
         values = {level: log_alpha[level].detach().float().cpu() if level in log_alpha else torch.ones(self.nodes.shape(level)) for level in LEVELS}
-        return Scores(values=values, levels=self.config.levels, threshold=0.0)
+        return Scores(values=values, levels=self.config.levels, threshold=0.0, earlier=earlier)
 
     def state(self) -> State:
         tensors = {f"log_alpha.{level}": x.detach() for level, x in self.log_alpha.items()}

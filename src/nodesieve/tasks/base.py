@@ -31,11 +31,18 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Examples by split. `metrics` names what is measured beside the metrics of every task."""
+    """Examples by split.
+
+    Attributes:
+        metrics: what is measured beside the metrics of every task.
+        redrawn: further training examples, drawn from the same pools of words as the training split. A circuit fits the words that it was
+            learned on, so a built-in task gives more of their combinations than its training split holds.
+    """
 
     name: str
     splits: Mapping[str, tuple[Example, ...]]
     metrics: tuple[str, ...] = ()
+    redrawn: tuple[Example, ...] = ()
 
 
 Pools = Mapping[str, Sequence[str]]
@@ -59,8 +66,10 @@ class Builtin:
     metrics: tuple[str, ...] = ()
 
 
-def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str, int]) -> Task:
+def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str, int], redraws: int = 0) -> Task:
     """Draw `sizes[split]` different examples for each split; the same for the same seed and tokenizer on every machine.
+
+    With `redraws`, the training words are drawn from so many times more, for `Task.redrawn`; fewer where the words run out.
 
     Raises:
         UserError: the tokenizer leaves too few words.
@@ -79,19 +88,25 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
             parts[split][kind] = list(part)
     splits: dict[str, tuple[Example, ...]] = {}
     for split in SPLITS:
-        examples: dict[Example, None] = {}
-        for _ in range(100 * sizes[split] + 1000):
-            if len(examples) == sizes[split]:
-                break
-            example = builtin.example(rng, parts[split], is_token)
-            if example is not None:
-                examples[example] = None
-        if len(examples) < sizes[split]:
+        splits[split] = _draw(builtin, rng, parts[split], is_token, count=sizes[split], but=())
+        if len(splits[split]) < sizes[split]:
             raise UserError(
-                f"task {builtin.name} expects {sizes[split]} different {split} examples, got {len(examples)}; ask for fewer with --train-size"
+                f"task {builtin.name} expects {sizes[split]} different {split} examples, got {len(splits[split])}; ask for fewer with --train-size"
             )
-        splits[split] = tuple(examples)
-    return Task(name=builtin.name, splits=splits, metrics=builtin.metrics)
+    redrawn = _draw(builtin, rng, parts["train"], is_token, count=redraws * sizes["train"], but=splits["train"])
+    return Task(name=builtin.name, splits=splits, metrics=builtin.metrics, redrawn=redrawn)
+
+
+def _draw(builtin: Builtin, rng: random.Random, pools: Pools, is_token: IsToken, *, count: int, but: Sequence[Example]) -> tuple[Example, ...]:
+    """Up to `count` different examples, none of them in `but`."""
+    found = dict.fromkeys(but)
+    for _ in range(20 * count + 1000):
+        if len(found) >= len(but) + count:
+            break
+        example = builtin.example(rng, pools, is_token)
+        if example is not None:
+            found[example] = None
+    return tuple(found)[len(but) :]
 
 
 def cut(items: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T], Sequence[_T]]:

@@ -64,7 +64,7 @@ def encode(
         kept = []
         unequal: Example | None = None
         skipped[name] = 0
-        for example in task.splits[name]:
+        for example in (*task.splits[name], *(task.redrawn if name == "train" else ())):
             encoded = _encode_example(example, tokenizer, context=context)
             if aligned and encoded.corrupted is not None and len(encoded.corrupted) != len(encoded.clean):
                 skipped[name] += 1

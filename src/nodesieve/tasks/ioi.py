@@ -13,17 +13,10 @@ from nodesieve.tasks.words import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
 
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {s} gave a {object} to",
-    "After {a} and {b} left the {place}, {s} handed a {object} to",
-    "Then {a} and {b} had a long talk at the {place}, and {s} gave a {object} to",
-    "While {a} and {b} were working at the {place}, {s} passed a {object} to",
-    "Yesterday {a} and {b} met near the {place}. {s} decided to give a {object} to",
-    "As soon as {a} and {b} got to the {place}, {s} offered a {object} to",
-    "The {place} was almost empty when {a} and {b} came in, and {s} showed a {object} to",
-    "Last week {a} and {b} argued at the {place}, but afterwards {s} sent a {object} to",
-    "Once {a} and {b} were back from the {place}, {s} gave a {object} to",
-    "At the {place}, {a} and {b} sat down for a while. Then {s} gave the {object} back to",
-    "My friends {a} and {b} found a {object} at the {place}, and {s} gave the {object} to",
-    "Before {a} and {b} walked home from the {place}, {s} threw a {object} to",
+    "Then, {a} and {b} went to the {place}. {s} gave a {object} to",
+    "While {a} and {b} were working at the {place}, {s} gave a {object} to",
+    "While {a} and {b} were sitting in the {place}, {s} passed the {object} to",
+    "Yesterday {a} and {b} met near the {place}, and {s} gave the {object} to",
 )
 
 
