@@ -7,8 +7,10 @@ the next start reads plain safetensors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -174,10 +176,13 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Quiet:
-    """Keeps transformers' progress bars and notes off the terminal while a model loads."""
+    """Keeps transformers' progress bars and notes off the terminal while a model loads; errors are exceptions and still come."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
+
+        self._stderr = contextlib.redirect_stderr(io.StringIO())  # the GGUF reader's bar heeds no setting
+        self._stderr.__enter__()
 
         self._verbosity = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
@@ -186,6 +191,8 @@ class _Quiet:
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
+
+        self._stderr.__exit__(None, None, None)
 
         logging.set_verbosity(self._verbosity)
         if self._bars:

@@ -1,7 +1,8 @@
 """Indirect object identification (Wang et al., arXiv 2211.00593): "When Mary and John went to the park, John gave a ball to" -> " Mary".
 
 The corrupted prompt has the same template, place and object and three other names, none of them said twice, so that nothing in it
-says who is left. Names never start a prompt: each is the token with its leading space.
+says who is left. Names never start a prompt: each is the token with its leading space. The templates are ones after which a small model
+expects a name more than anything else, so that the behaviour, not the rest of the vocabulary, makes up most of the KL.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
 from nodesieve.tasks.words import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
 
 TEMPLATES = (
-    "When {a} and {b} went to the {place}, {s} gave a {object} to",
+    "There were two people at the {place}, {a} and {b}. {s} gave a {object} to",
+    "There were two children in the {place}, {a} and {b}. {s} passed a {object} to",
+    "The two players are {a} and {b}. At the {place}, {s} gave the {object} to",
+    "Two friends, {a} and {b}, went to the {place}. Then {s} gave a {object} to",
     "Then, {a} and {b} went to the {place}. {s} gave a {object} to",
-    "While {a} and {b} were working at the {place}, {s} gave a {object} to",
-    "While {a} and {b} were sitting in the {place}, {s} passed the {object} to",
-    "Yesterday {a} and {b} met near the {place}, and {s} gave the {object} to",
+    "When {a} and {b} went to the {place}, {s} gave a {object} to",
 )
 
 
