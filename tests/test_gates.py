@@ -50,15 +50,15 @@ def controller(name: str, **options: object):  # type: ignore[no-untyped-def]
 def test_fixed_lambdas_stay() -> None:
     fixed = controller("fixed", lambda_init=2.0, penalties={"head": 3.0})
     assert float(fixed.penalty({"head": torch.tensor(0.5)})) == pytest.approx(3.0)
-    fixed.observe(kl=100.0, progress=0.5)
+    fixed.observe(kl=100.0)
     assert fixed.strength == 2.0
 
 
 def test_the_kl_budget_controller_pushes_below_its_target_and_yields_above_it() -> None:
     eager, sorry = controller("kl_budget"), controller("kl_budget")
     for _ in range(100):
-        eager.observe(kl=0.001, progress=0.5)
-        sorry.observe(kl=10.0, progress=0.5)
+        eager.observe(kl=0.001)
+        sorry.observe(kl=10.0)
     assert eager.strength > make_config({}).lambda_init > sorry.strength
 
 
@@ -67,12 +67,12 @@ def test_the_target_size_controller_pushes_only_while_the_circuit_is_too_large()
     shares = {level: torch.tensor(0.9, requires_grad=True) for level in ("head_dim", "mlp_neuron")}
     for _ in range(20):
         size.penalty(shares)
-        size.observe(kl=0.1, progress=0.5)
+        size.observe(kl=0.1)
     assert size.strength > 0
     pushed = size.strength
     for _ in range(20):
         size.penalty({level: torch.tensor(0.1) for level in shares})
-        size.observe(kl=0.1, progress=0.5)
+        size.observe(kl=0.1)
     assert size.strength < pushed
 
 
@@ -82,12 +82,12 @@ def test_a_restored_controller_goes_on_as_the_old_one(name: str) -> None:
     shares = {level: torch.tensor(0.7) for level in ("head_dim", "mlp_neuron", "head")}
     for _ in range(5):
         old.penalty(shares)
-        old.observe(kl=0.4, progress=0.5)
+        old.observe(kl=0.4)
         old.validated(kl=0.5)
     new.restore(old.state())
     for both in (old, new):
         both.penalty(shares)
-        both.observe(kl=0.2, progress=0.5)
+        both.observe(kl=0.2)
     assert old.strength == new.strength
     assert float(old.penalty(shares)) == float(new.penalty(shares))
 

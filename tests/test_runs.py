@@ -192,7 +192,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if arguments[0] == "discover" and not {"--model", "--resume"} & set(arguments):
         arguments = [*arguments, "--model", str(model_directory)]
     assert nodesieve(*arguments) == 2

@@ -23,16 +23,16 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 BLOCKS = ("layer", "attention_block", "mlp_block", "embedding")
 
-LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.2 for level in LEVELS}
+LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.15 for level in LEVELS}
 LOG_ALPHA_INIT: PerLevel = {level: 4.5 if level in BLOCKS else 3.0 for level in LEVELS}
 PENALTIES: PerLevel = {
     "layer": 0.2,
     "attention_block": 0.2,
     "mlp_block": 0.2,
     "head": 1.0,
-    "head_dim": 1.5,
-    "mlp_neuron": 3.0,
-    "mlp_output": 1.2,
+    "head_dim": 1.2,
+    "mlp_neuron": 4.0,
+    "mlp_output": 2.0,
     "embedding": 0.2,
 }
 
@@ -59,7 +59,7 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
 
     # How to learn (multigranular)
-    steps: int = Field(default=350, ge=1, description="optimisation steps")
+    steps: int = Field(default=400, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
@@ -67,8 +67,8 @@ class DiscoverConfig:
     estimator: Literal["straight_through", "pathwise"] = Field(
         default="straight_through", description="gradient of gates: straight through the sampling, or the sample's own (as the paper)"
     )
-    penalty_form: Literal["own", "nested"] = Field(
-        default="own", description="pay for a node's own probability (as the paper), or times its ancestors'"
+    penalty_form: Literal["reached", "own", "nested"] = Field(
+        default="reached", description="pay for a node's own probability (own, as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
     lambda_init: float = Field(default=2.5, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")

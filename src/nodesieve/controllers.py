@@ -29,8 +29,8 @@ class Controller(Protocol):
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         """The term to add to the loss, from the expected share of open gates of each learned level."""
 
-    def observe(self, *, kl: float, progress: float) -> None:
-        """A step was taken, `progress` in [0, 1) of the way to the repair phase; `kl` was its KL under sampled gates."""
+    def observe(self, *, kl: float) -> None:
+        """A step was taken; `kl` was its KL under sampled gates."""
 
     def validated(self, *, kl: float) -> None:
         """The binary circuit of now has this mean KL on validation data."""
@@ -74,7 +74,7 @@ class Fixed:
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
-    def observe(self, *, kl: float, progress: float) -> None: ...
+    def observe(self, *, kl: float) -> None: ...
 
     def validated(self, *, kl: float) -> None: ...
 
@@ -88,8 +88,7 @@ class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
     RISE, FALL = 0.015, 0.04  # largest change of ln(lambda) a step
-    AIM = 0.8  # of the budget: what is left pays for the interval around the validation KL
-    EARLY = 0.2  # how much higher the aim is at the start, falling to nothing where the repair begins
+    AIM = 0.55  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
@@ -105,9 +104,9 @@ class KLBudget:
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
-    def observe(self, *, kl: float, progress: float) -> None:
+    def observe(self, *, kl: float) -> None:
         self._kl.update(kl)
-        aim = self._config.kl_budget * self.AIM * (1 + self.EARLY * (1 - progress)) / self._gap
+        aim = self._config.kl_budget * self.AIM / self._gap
         slack = max(-1.0, min(1.0, (aim - self._kl.predicted) / aim))
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + (self.RISE if slack > 0 else self.FALL) * slack)
 
@@ -147,7 +146,7 @@ class TargetSize:
         pull = self._linear * excess + self._quadratic * excess**2
         return pull + max(0.0, self._linear) * _weighted(others, self._config.penalties) if others else pull
 
-    def observe(self, *, kl: float, progress: float) -> None:
+    def observe(self, *, kl: float) -> None:
         self._linear += self.RATE * self._excess
         self._quadratic += self.RATE * self._excess**2
 

@@ -92,7 +92,8 @@ def load_run(directory: str | Path) -> Run:
     if not (out / CIRCUIT).is_file():
         hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if (out / CHECKPOINT).is_file() else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
-    config, description, metrics = read_config(out), _read_json(out / DESCRIPTION), _read_json(out / METRICS)
+    config, description = read_config(out), _read_json(out / DESCRIPTION)
+    metrics = _read_json(out / METRICS) if (out / METRICS).is_file() else {}
     try:
         with safe_open(out / CIRCUIT, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

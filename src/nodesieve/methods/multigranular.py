@@ -28,7 +28,7 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import LEVELS
 from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
-from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
+from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 
@@ -61,7 +61,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         loss = kl + penalty + _task_term(logits, batch, config)
         run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
         if not repairing:
-            run.controller.observe(kl=kl.item(), progress=run.step / repair_from)
+            run.controller.observe(kl=kl.item())
         run.step += 1
 
         look = run.step % config.validate_every == 0 or run.step == config.steps
@@ -97,6 +97,12 @@ def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
     if not all(batch.distractors):
         raise UserError("--task-weight expects distractors in every example, got some without; set it to 0")
     return config.task_weight * (config.task_margin - logit_difference(logits, batch)).relu().mean()
+
+
+def _reach(level: str, p: Tensor, nested: LevelTensors) -> Tensor:
+    """The probability that all ancestors of a level's nodes are open, as a constant that broadcasts against `p`."""
+    parent = LEVELS[level].parent
+    return p.new_ones(()) if parent is None else up_to(p, nested[parent].detach())
 
 
 class _Run:
@@ -137,7 +143,10 @@ class _Run:
         if self.config.penalty_form == "own":
             return {level: p.mean() for level, p in own.items()}
         nested = with_ancestors({level: own.get(level, torch.ones(self.nodes.shape(level), device=self.device)) for level in LEVELS})
-        return {level: nested[level].mean() for level in own}
+        if self.config.penalty_form == "nested":
+            return {level: nested[level].mean() for level in own}
+        # "reached": a node in a closed block is not pushed further shut, so that the block has something to come back to.
+        return {level: (p * _reach(level, p, nested)).mean() for level, p in own.items()}
 
     def warmup(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
