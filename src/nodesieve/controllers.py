@@ -88,7 +88,7 @@ class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
     RISE, FALL = 0.015, 0.04  # largest change of ln(lambda) a step
-    AIM = 0.55  # of the budget: what is left pays for the interval around the validation KL
+    AIM = 0.68  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
@@ -111,8 +111,9 @@ class KLBudget:
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + (self.RISE if slack > 0 else self.FALL) * slack)
 
     def validated(self, *, kl: float) -> None:
-        measured = min(3.0, max(0.4, kl / self._kl.fast))
-        self._gap += 0.5 * (measured - self._gap)
+        if not math.isnan(self._kl.fast):
+            measured = min(3.0, max(0.4, kl / self._kl.fast))
+            self._gap += 0.5 * (measured - self._gap)
 
     def state(self) -> dict[str, float]:
         return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}

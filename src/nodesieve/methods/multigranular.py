@@ -60,7 +60,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         penalty = torch.zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
         run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
-        if not repairing:
+        if not repairing and run.step >= config.warmup_steps:  # before that, the KL is the noise of gates that have not moved
             run.controller.observe(kl=kl.item())
         run.step += 1
 
