@@ -72,7 +72,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             "loss": loss.item(),
             "kl": kl.item(),
             "penalty": {level: share.item() for level, share in shares.items()},
-            "open": {level: (log_alpha > 0).float().mean().item() for level, log_alpha in run.log_alpha.items()},
+            "open": run.kept_shares(),
             "lambda": 0.0 if repairing else run.controller.strength,
             "seconds": run.seconds,
         }
@@ -147,6 +147,11 @@ class _Run:
             return {level: nested[level].mean() for level in own}
         # "reached": a node in a closed block is not pushed further shut, so that the block has something to come back to.
         return {level: (p * _reach(level, p, nested)).mean() for level, p in own.items()}
+
+    def kept_shares(self) -> dict[str, float]:
+        """The share of each learned level that the binary circuit of now keeps, closed."""
+        masks = self._scores(self.log_alpha).circuit(0.0).masks
+        return {level: masks[level].float().mean().item() for level in self.log_alpha}
 
     def warmup(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))

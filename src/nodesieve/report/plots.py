@@ -39,7 +39,7 @@ def neuron_density(circuit: Circuit) -> str:
         share: Tensor = circuit.masks[level].float().mean(-1)
         axes.bar([layer + offset for layer in range(len(share))], (100 * share).tolist(), width=0.4, color=colour, label=level)
     axes.set(xlabel="layer", ylabel="kept, %")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain(axes)
     return _svg(figure, "Kept MLP neurons and outputs by layer")
@@ -59,7 +59,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     kl_axes.legend(frameon=False, fontsize=8)
     for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
         open_axes.plot(steps, [row["open"][level] for row in history], color=colour, label=level)
-    open_axes.set(ylabel="expected open share", ylim=(0, 1.02))
+    open_axes.set(ylabel="share kept", ylim=(0, 1.02))
     open_axes.legend(frameon=False, fontsize=8, ncols=2)
     lambda_axes.plot(steps, [row["lambda"] for row in history], color=INK)
     lambda_axes.set(ylabel="lambda", xlabel="step")
