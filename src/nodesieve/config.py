@@ -21,19 +21,17 @@ MethodName = Literal["multigranular", "gate_gradient", "uniform_gradient"]
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
-BLOCKS = ("layer", "attention_block", "mlp_block", "embedding")
-
-LEARNING_RATES: PerLevel = {level: 0.05 if level in BLOCKS else 0.15 for level in LEVELS}
-LOG_ALPHA_INIT: PerLevel = {level: 4.5 if level in BLOCKS else 3.0 for level in LEVELS}
+LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.1)
+LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
 PENALTIES: PerLevel = {
-    "layer": 0.2,
-    "attention_block": 0.2,
-    "mlp_block": 0.2,
+    "layer": 0.3,
+    "attention_block": 0.3,
+    "mlp_block": 0.3,
     "head": 1.0,
-    "head_dim": 1.2,
-    "mlp_neuron": 4.0,
-    "mlp_output": 2.0,
-    "embedding": 0.2,
+    "head_dim": 1.0,
+    "mlp_neuron": 2.0,
+    "mlp_output": 1.2,
+    "embedding": 0.3,
 }
 
 
@@ -59,24 +57,24 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
 
     # How to learn (multigranular)
-    steps: int = Field(default=300, ge=1, description="optimisation steps")
+    steps: int = Field(default=400, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
-    estimator: Literal["straight_through", "pathwise"] = Field(
-        default="straight_through", description="gradient of gates: straight through the sampling, or the sample's own (as the paper)"
+    estimator: Literal["pathwise", "straight_through"] = Field(
+        default="pathwise", description="gradient of a gate's sample: its own (as the paper), or straight through the clipping"
     )
-    penalty_form: Literal["reached", "own", "nested"] = Field(
-        default="reached", description="pay for a node's own probability (own, as the paper), times its ancestors' (nested), or theirs held constant"
+    penalty_form: Literal["own", "nested", "reached"] = Field(
+        default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=2.5, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=9.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
-    learning_rate_final: float = Field(default=0.05, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
+    learning_rate_final: float = Field(default=0.3, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
     warmup_steps: int = Field(default=20, ge=0, description="steps over which the penalties rise from 0")
-    repair_share: float = Field(default=0.15, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
+    repair_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
     task_weight: float = Field(default=0.0, ge=0, description="weight of relu(task_margin - logit difference) in the loss")
     task_margin: float = Field(default=3.0, description="logit difference above which the task term is 0")
     matmul_precision: Literal["highest", "high", "medium"] = Field(

@@ -87,8 +87,8 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RISE, FALL = 0.015, 0.04  # largest change of ln(lambda) a step
-    AIM = 0.68  # of the budget: what is left pays for the interval around the validation KL
+    RISE, FALL = 0.01, 0.03  # largest change of ln(lambda) a step
+    AIM = 0.9  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
@@ -112,7 +112,7 @@ class KLBudget:
 
     def validated(self, *, kl: float) -> None:
         if not math.isnan(self._kl.fast):
-            measured = min(3.0, max(0.4, kl / self._kl.fast))
+            measured = min(3.0, max(1.0, kl / self._kl.fast))
             self._gap += 0.5 * (measured - self._gap)
 
     def state(self) -> dict[str, float]:

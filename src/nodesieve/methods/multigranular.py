@@ -87,8 +87,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
 
 
 def _learning_rate(progress: float, final: float) -> float:
-    """Full for the first fifth of the run, in which most gates close, then falling in a straight line to `final`."""
-    return 1 - (1 - final) * max(0.0, (progress - 0.2) / 0.8)
+    """Full for the first half of the run, then falling in a straight line to `final`."""
+    return 1 - (1 - final) * max(0.0, 2 * progress - 1)
 
 
 def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
