@@ -153,9 +153,10 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     with ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
         try:
             run = run_discovery(loaded, task, config, journal=journal)
-        except Interrupted as interrupted:
-            interrupted.run.save(directory)
-            (directory / METRICS).unlink(missing_ok=True)
+        except (Interrupted, KeyboardInterrupt) as interrupted:
+            if isinstance(interrupted, Interrupted):
+                interrupted.run.save(directory)
+                (directory / METRICS).unlink(missing_ok=True)
             print(f"stopped; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory)
@@ -170,13 +171,13 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
 
 @contextmanager
 def _stop_on_interrupt(journal: Any) -> Iterator[None]:
-    """The first Ctrl-C asks the run to stop after its step; a second one stops at once."""
+    """While scoring, the first Ctrl-C asks the run to stop after its step; a second one, or one later on, stops at once."""
 
     def stop(signum: int, frame: object) -> None:
-        if journal.stopping:
+        if journal.stopping or journal.phase != "scoring":
             raise KeyboardInterrupt
         journal.stopping = True
-        journal.say("stopping after this step")
+        print("stopping after this step", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, stop)
     try:

@@ -42,6 +42,7 @@ class ConsoleJournal(RunJournal):
         self._bar.stop()
 
     def say(self, text: str) -> None:
+        super().say(text)
         self._bar.update(self._task, description=text, refresh=True)
         if not self._quiet and not self._console.is_terminal:
             self._console.print(text, highlight=False)

@@ -5,9 +5,9 @@ s = sigmoid((ln u - ln(1 - u) + log_alpha) / beta), u uniform (equations 10 and 
 between often enough for a gradient. P(z > 0) has a closed form (equation 12), which is what the penalty pays for.
 At the end a gate is open iff log_alpha > 0.
 
-The sample's own gradient vanishes wherever it is clipped, so a gate that has closed hardly ever learns that it was needed. `straight_through`
-keeps the sample but gives it the derivative of P(z > 0), p (1 - p). The penalty has that derivative too, so whether a gate opens or closes
-depends only on what it is worth: on whether the KL that its opening saves, to first order, is more than its price.
+The sample's own gradient vanishes wherever it is clipped. `straight_through` keeps the sample but gives it the derivative of P(z > 0),
+p (1 - p), which the penalty has too: then whether a gate opens or closes depends only on whether the KL that its opening saves, to first
+order, is more than its price. That is biased, and faster; docs/method.md compares the two.
 """
 
 from __future__ import annotations

@@ -35,12 +35,14 @@ class Journal:
 
     history: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
+    phase: str = ""
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)
 
     def say(self, text: str) -> None:
-        """A phase begins: "measuring", "calibrating"."""
+        """A phase begins: "scoring", "selecting", "evaluating"."""
+        self.phase = text
 
     def progress(self, step: int, total: int, **facts: float) -> None:
         """`step` of `total` steps are done."""

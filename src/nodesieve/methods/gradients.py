@@ -63,5 +63,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_lev
             total[level] += gradient.sum(0)
         done += size
         journal.progress(done, len(train))
+        if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
+            raise KeyboardInterrupt
     values = raise_ancestors({level: value.abs().cpu() / len(train) for level, value in total.items()})
     return Scores(values=values, levels=config.levels)

@@ -2,7 +2,6 @@
 
 1. Every node has a gate with one learned number, log_alpha. A parent's gate multiplies its children's.
 2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
-   Gradients pass straight through the sampling, so that closed gates can come back (see `nodesieve.gates`).
 3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
 4. A controller sets how much the penalties weigh. Now and then the gates are made binary and measured on validation data, which steers the
    controller; the smallest binary circuit within the budget is remembered.
@@ -57,7 +56,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         logits = problem.model.gated_logits(batch.clean, z, problem.ablation.values(batch))
         kl = kl_divergence(full[batch.index], logits).mean()
         shares = run.open_shares()
-        penalty = torch.zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
+        penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
         run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
         if not repairing and run.step >= config.warmup_steps:  # before that, the KL is the noise of gates that have not moved
