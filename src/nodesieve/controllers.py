@@ -5,7 +5,8 @@ Every step a controller turns the open shares of all levels into a penalty term,
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
 - `kl_budget`: one multiplier on all lambdas, raised while the KL is under its target and lowered while it is over it. A plain
   multiplicative rule winds up, since the KL answers late: so the rise is slower than the fall, and the rule looks at where the KL is heading,
-  not only at where it is. The target gives way to the gap between training and validation, since the budget is meant for validation.
+  not only at where it is.
+  It sleeps until the KL tells of the circuit and not of the noise of fresh gates. The target gives way to the gap between training and validation, since the budget is meant for validation.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
@@ -96,6 +97,7 @@ class KLBudget:
         self._kl = _Smoothed()
         self._log_lambda = math.log(config.lambda_init)
         self._gap = 1.0  # validation KL of the binary circuit / training KL under sampled gates
+        self._awake = False  # until the KL tells of the circuit and not of the noise of gates that have hardly moved
 
     @property
     def strength(self) -> float:
@@ -107,20 +109,24 @@ class KLBudget:
     def observe(self, *, kl: float) -> None:
         self._kl.update(kl)
         aim = self._config.kl_budget * self.AIM / self._gap
+        self._awake = self._awake or self._kl.predicted < aim
+        if not self._awake:
+            return
         slack = max(-1.0, min(1.0, (aim - self._kl.predicted) / aim))
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + (self.RISE if slack > 0 else self.FALL) * slack)
 
     def validated(self, *, kl: float) -> None:
+        self._awake = self._awake or kl > self._config.kl_budget / 2
         if not math.isnan(self._kl.fast):
             measured = min(3.0, max(1.0, kl / self._kl.fast))
             self._gap += 0.5 * (measured - self._gap)
 
     def state(self) -> dict[str, float]:
-        return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}
+        return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow, "awake": float(self._awake)}
 
     def restore(self, state: Mapping[str, float]) -> None:
         self._log_lambda, self._gap = state["log_lambda"], state["gap"]
-        self._kl.fast, self._kl.slow = state["fast"], state["slow"]
+        self._kl.fast, self._kl.slow, self._awake = state["fast"], state["slow"], bool(state["awake"])
 
 
 class TargetSize:
