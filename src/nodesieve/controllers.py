@@ -5,8 +5,8 @@ Every step a controller turns the open shares of all levels into a penalty term,
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
 - `kl_budget`: one multiplier on all lambdas, raised while the KL is under its target and lowered while it is over it. A plain
   multiplicative rule winds up, since the KL answers late: so the rise is slower than the fall, and the rule looks at where the KL is heading,
-  not only at where it is.
-  It sleeps until the KL tells of the circuit and not of the noise of fresh gates. The target gives way to the gap between training and validation, since the budget is meant for validation.
+  not only at where it is. It sleeps until the KL tells of the circuit and not of the noise of fresh gates. The target gives way to the gap
+  between training and validation, since the budget is meant for validation.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
