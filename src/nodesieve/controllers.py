@@ -6,7 +6,8 @@ Every step a controller turns the open shares of all levels into a penalty term,
 - `kl_budget`: one multiplier on all lambdas, raised while the KL is under its target and lowered while it is over it. A plain
   multiplicative rule winds up, since the KL answers late: so the rise is slower than the fall, and the rule looks at where the KL is heading,
   not only at where it is. It sleeps until the KL tells of the circuit and not of the noise of fresh gates. The target gives way to the gap
-  between training and validation, since the budget is meant for validation.
+  between training and validation, since the budget is meant for validation; and a stretch of steps that leaves the budget is taken back,
+  with half the pressure from there.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
@@ -35,6 +36,9 @@ class Controller(Protocol):
 
     def validated(self, *, kl: float) -> None:
         """The binary circuit of now has this mean KL on validation data."""
+
+    def missed(self) -> bool:
+        """The binary circuit has left the budget. True: take the last stretch of steps back, to the best circuit so far."""
 
     @property
     def strength(self) -> float:
@@ -79,6 +83,9 @@ class Fixed:
 
     def validated(self, *, kl: float) -> None: ...
 
+    def missed(self) -> bool:
+        return False
+
     def state(self) -> dict[str, float]:
         return {}
 
@@ -121,6 +128,10 @@ class KLBudget:
             measured = min(3.0, max(1.0, kl / self._kl.fast))
             self._gap += 0.5 * (measured - self._gap)
 
+    def missed(self) -> bool:
+        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda - math.log(2))
+        return True
+
     def state(self) -> dict[str, float]:
         return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow, "awake": float(self._awake)}
 
@@ -158,6 +169,9 @@ class TargetSize:
         self._quadratic += self.RATE * self._excess**2
 
     def validated(self, *, kl: float) -> None: ...
+
+    def missed(self) -> bool:
+        return False
 
     def state(self) -> dict[str, float]:
         return {"linear": self._linear, "quadratic": self._quadratic}

@@ -4,7 +4,8 @@
 2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
 3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
 4. A controller sets how much the penalties weigh. Now and then the gates are made binary and measured on validation data, which steers the
-   controller; the smallest binary circuit within the budget is remembered.
+   controller. The smallest binary circuit within the budget is remembered; a stretch of steps that leaves the budget is taken back, and the
+   way goes on from there with half the pressure, since what has closed wrongly hardly ever comes back by itself.
 5. The last steps drop the penalties and only repair.
 
 The scores are the log_alphas: a node is open iff its log_alpha is above 0. Drawing the line anew, against the budget, is left to
@@ -33,6 +34,7 @@ from nodesieve.scores import Scores
 
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
 ADAM_BETAS = (0.9, 0.99)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 QUICK_LOOK = 96  # validation examples for a look during the run
 CHECKPOINT_EVERY = 50
 
@@ -120,7 +122,7 @@ class _Run:
         groups = [{"params": [self.log_alpha[level]], "lr": config.learning_rates[level]} for level in config.levels]
         self.adam = torch.optim.Adam(groups, betas=ADAM_BETAS)
         self.controller: Controller = CONTROLLERS[config.controller](config, self.nodes)
-        self.best: LevelTensors | None = None
+        self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
 
     def sample_gates(self, batch: Batch) -> LevelTensors:
@@ -166,30 +168,43 @@ class _Run:
                 log_alpha.clamp_(-CLAMP, CLAMP)
 
     def look(self, *, everything: bool) -> dict[str, float]:
-        """Measure the binary circuit of now on validation data, tell the controller, and keep the circuit if it is the best."""
+        """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
         circuit = self._scores(self.log_alpha).circuit(0.0)
         (kl,) = self.problem.kl([circuit], "validation", first=None if everything else QUICK_LOOK)
         upper = upper_bound(kl)
         self.controller.validated(kl=float(kl.mean()))
-        if upper <= self.config.kl_budget and circuit.size < self.best_size:
+        met = upper <= self.config.kl_budget
+        if met and circuit.size <= self.best_size:
             self.best_size = circuit.size
-            self.best = {level: x.detach().clone() for level, x in self.log_alpha.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in self.learned().items()}
+        elif not met and self.best is not None and self.controller.missed():
+            with torch.no_grad():
+                for name, tensor in self.learned().items():
+                    tensor.copy_(self.best[name])
         return {"kl": float(kl.mean()), "kl_upper": upper, "size": circuit.size}
+
+    def learned(self) -> dict[str, Tensor]:
+        """log_alpha and Adam's moments by name: all that a step changes."""
+        tensors: dict[str, Tensor] = {f"log_alpha.{level}": x for level, x in self.log_alpha.items()}
+        for level, x in self.log_alpha.items():
+            tensors |= {f"{moment}.{level}": self.adam.state[x][moment] for moment in MOMENTS}
+        return tensors
 
     def scores(self) -> Scores:
         """Of now, and of the best circuit that met the budget on the way."""
-        return self._scores(self.log_alpha, earlier=None if self.best is None else self._scores(self.best))
+        return self._scores(self.log_alpha, earlier=None if self.best is None else self._scores(self._best_log_alpha()))
+
+    def _best_log_alpha(self) -> LevelTensors:
+        assert self.best is not None
+        return {level: self.best[f"log_alpha.{level}"] for level in self.log_alpha}
 
     def _scores(self, log_alpha: LevelTensors, earlier: Scores | None = None) -> Scores:
         values = {level: log_alpha[level].detach().float().cpu() if level in log_alpha else torch.ones(self.nodes.shape(level)) for level in LEVELS}
         return Scores(values=values, levels=self.config.levels, threshold=0.0, earlier=earlier)
 
     def state(self) -> State:
-        tensors = {f"log_alpha.{level}": x.detach() for level, x in self.log_alpha.items()}
-        for level, x in self.log_alpha.items():
-            adam = self.adam.state[x]
-            tensors |= {f"adam.{name}.{level}": adam[name] for name in ("exp_avg", "exp_avg_sq")}
-        tensors |= {f"best.{level}": x for level, x in (self.best or {}).items()}
+        tensors = {name: tensor.detach() for name, tensor in self.learned().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
         return State(
             tensors=tensors, numbers={"step": self.step, "seconds": self.seconds, "best_size": self.best_size, "controller": self.controller.state()}
         )
@@ -204,7 +219,7 @@ class _Run:
                 x.copy_(state.tensors[f"log_alpha.{level}"])
             self.adam.state[x] = {
                 "step": torch.tensor(float(self.step)),
-                **{name: state.tensors[f"adam.{name}.{level}"].to(self.device).clone() for name in ("exp_avg", "exp_avg_sq")},
+                **{moment: state.tensors[f"{moment}.{level}"].to(self.device).clone() for moment in MOMENTS},
             }
         if any(name.startswith("best.") for name in state.tensors):
-            self.best = {level: state.tensors[f"best.{level}"].to(self.device).clone() for level in self.log_alpha}
+            self.best = {name: state.tensors[f"best.{name}"].to(self.device).clone() for name in self.learned()}
