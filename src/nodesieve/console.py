@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from nodesieve.levels import LEVELS
 from nodesieve.run import RunJournal
@@ -29,8 +29,13 @@ class ConsoleJournal(RunJournal):
         super().__init__(directory)
         self._quiet = quiet
         self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-        self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._console, disable=quiet or not self._console.is_terminal)
+        # In a narrow terminal the facts are cut short, not the step and the time left.
+        columns = [
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("{task.description} {task.fields[facts]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        ]
+        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task("loading", total=None, facts="")
         self._kl: float | None = None
 
