@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import click
 
@@ -55,9 +55,10 @@ def cli() -> None:
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One flag for each field of DiscoverConfig; None means "not given", so that --config and defaults can fill it."""
+    hints = get_type_hints(DiscoverConfig)
     for field in reversed(fields(DiscoverConfig)):
         info: Any = field.default  # pydantic's FieldInfo
-        allowed = choices(DiscoverConfig.__annotations__[field.name]) or _literal(field.name)
+        allowed = choices(hints[field.name])
         default = info.get_default(call_default_factory=True)
         shown = ",".join(default) if isinstance(default, tuple) else default
         note = f"  [default: {shown}]" if shown not in (None, {}) else ""
@@ -70,12 +71,6 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         flag = "--" + field.name.replace("_", "-")
         command = click.option(flag, field.name, type=kind, default=None, help=info.description + note)(command)
     return command
-
-
-def _literal(name: str) -> tuple[str, ...]:
-    from typing import get_type_hints
-
-    return choices(get_type_hints(DiscoverConfig)[name])
 
 
 class PerLevelType(click.ParamType):  # type: ignore[type-arg]
