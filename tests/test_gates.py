@@ -54,15 +54,33 @@ def test_fixed_lambdas_stay() -> None:
     assert fixed.strength == 2.0
 
 
-def test_the_kl_budget_controller_pushes_below_its_target_and_yields_above_it() -> None:
+def test_the_kl_budget_controller_pushes_below_its_aim_and_yields_above_it() -> None:
     eager, sorry = controller("kl_budget"), controller("kl_budget")
-    sorry.observe(kl=10.0)
-    assert sorry.strength == pytest.approx(make_config({}).lambda_init)  # asleep: a high KL may be the noise of fresh gates
-    sorry.validated(kl=10.0)
-    for _ in range(100):
+    for _ in range(20):
         eager.observe(kl=0.001)
         sorry.observe(kl=10.0)
-    assert eager.strength > make_config({}).lambda_init > sorry.strength
+    assert eager.strength > 2 * make_config({}).lambda_init > 8 * sorry.strength
+
+
+def test_the_kl_budget_controller_makes_room_for_a_validation_kl_above_the_training_kl() -> None:
+    narrow, wide = controller("kl_budget"), controller("kl_budget")
+    for both in (narrow, wide):
+        both.observe(kl=0.15)
+    narrow.validated(kl=0.15)
+    wide.validated(kl=0.3)
+    for both in (narrow, wide):
+        both.observe(kl=0.15)
+    assert wide.strength < narrow.strength
+
+
+def test_a_stretch_is_taken_back_only_when_it_has_left_the_budget_far_behind() -> None:
+    own, other = controller("kl_budget", kl_budget=0.2), controller("fixed")
+    before = own.strength
+    assert not own.missed(kl_upper=0.21)
+    assert own.strength == before
+    assert own.missed(kl_upper=0.3)
+    assert own.strength < before
+    assert not other.missed(kl_upper=9.0)
 
 
 def test_the_target_size_controller_pushes_only_while_the_circuit_is_too_large() -> None:

@@ -8,7 +8,9 @@ import torch
 from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
 from nodesieve.discovery import discover
+from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS
+from nodesieve.methods.fisher import fisher_information
 from nodesieve.problem import make_problem
 from planted import PLANTED, all_nodes, planted_model, planted_task
 
@@ -45,10 +47,23 @@ def test_the_planted_nodes_and_no_others_are_found(seed: int) -> None:
     assert run.metrics["circuit"]["test"]["kl"] < BUDGET
 
 
-@pytest.mark.parametrize("method", ["gate_gradient", "uniform_gradient"])
+@pytest.mark.parametrize("method", ["fisher", "gate_gradient", "uniform_gradient"])
 def test_attribution_finds_the_plant_too(method: str) -> None:
     run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": method}))
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+
+
+def test_fisher_information_is_nothing_where_the_answer_does_not_depend_on_a_node() -> None:
+    problem = make_problem(planted_model(), planted_task(), ablation="counterfactual")
+    information = fisher_information(problem, make_config({}), Journal())
+    for level in DEFAULT_LEVELS:
+        planted = torch.zeros_like(information[level], dtype=torch.bool)
+        for index in PLANTED[level]:
+            planted[index] = True
+        assert information[level][planted].min() > 1000 * information[level][~planted].max() if (~planted).any() else True, level
+    heads = information["head"]
+    torch.testing.assert_close(heads, information["head_dim"].sum(-1))
+    torch.testing.assert_close(information["layer"], information["attention_block"] + information["mlp_block"])
 
 
 def test_the_same_seed_gives_the_same_circuit() -> None:

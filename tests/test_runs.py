@@ -78,6 +78,8 @@ def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
         {"levels": "head,mlp_neuron,embedding"},
         {"method": "gate_gradient", "keep": 0.1},
         {"method": "uniform_gradient"},
+        {"method": "fisher", "levels": ["head", "mlp_neuron"]},
+        {"log_alpha_spread": dict.fromkeys(("head", "head_dim", "mlp_neuron", "mlp_output"), 0.0)},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

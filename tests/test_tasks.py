@@ -19,7 +19,7 @@ from nodesieve.tasks.encode import encode
 from nodesieve.tasks.load import load_task
 from nodesieve.tasks.readers import read_task
 
-NAMES = {*words.FEMALE_NAMES, *words.MALE_NAMES}
+NAMES = {*words.FEMALE_NAMES, *words.MALE_NAMES, *words.FURTHER_NAMES}
 NOUNS = {*words.PLACES, *words.OBJECTS, *words.EVENTS, *words.ROLES}
 
 
@@ -38,6 +38,13 @@ def test_splits_have_the_right_sizes_and_share_no_words(name: str, tokenizer: Pr
             assert not words_of(parts[first], among) & words_of(parts[second], among)
         assert not set(parts[first]) & set(parts[second])
     assert len(set(parts["train"])) == len(parts["train"]) > 512
+
+
+def test_only_redrawn_examples_know_the_further_names() -> None:
+    task = load_task("ioi", word_tokenizer())
+    further = {*words.FURTHER_NAMES} - {*words.FEMALE_NAMES, *words.MALE_NAMES}
+    assert words_of(task.redrawn, further)
+    assert not any(words_of(examples, further) for examples in task.splits.values())
 
 
 def templates(name: str) -> tuple[str, ...]:

@@ -17,21 +17,28 @@ from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
-MethodName = Literal["multigranular", "gate_gradient", "uniform_gradient"]
+MethodName = Literal["multigranular", "fisher", "gate_gradient", "uniform_gradient"]
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.1)
 LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
+LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "mlp_output": 3.5}
 PENALTIES: PerLevel = {
-    "layer": 0.3,
-    "attention_block": 0.3,
-    "mlp_block": 0.3,
-    "head": 1.0,
-    "head_dim": 1.0,
-    "mlp_neuron": 3.5,
-    "mlp_output": 2.0,
-    "embedding": 0.3,
+    "layer": 1.5,
+    "attention_block": 1.5,
+    "mlp_block": 1.5,
+    "head": 5.0,
+    "head_dim": 1.5,
+    "mlp_neuron": 1.5,
+    "mlp_output": 1.0,
+    "embedding": 1.5,
+}
+PER_LEVEL = {
+    "penalties": PENALTIES,
+    "learning_rates": LEARNING_RATES,
+    "log_alpha_init": LOG_ALPHA_INIT,
+    "log_alpha_spread": LOG_ALPHA_SPREAD,
 }
 
 
@@ -44,7 +51,7 @@ class DiscoverConfig:
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
     train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
-    redraws: int = Field(default=3, ge=0, description="further training examples, with other words, for each of a built-in task's")
+    redraws: int = Field(default=15, ge=0, description="further training examples, with other words, for each of a built-in task's")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
     device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
@@ -57,22 +64,24 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
 
     # How to learn (multigranular)
-    steps: int = Field(default=320, ge=1, description="optimisation steps")
+    steps: int = Field(default=300, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
-    estimator: Literal["pathwise", "straight_through"] = Field(
-        default="pathwise", description="gradient of a gate's sample: its own (as the paper), or straight through the clipping"
+    estimator: Literal["mixed", "pathwise", "straight_through"] = Field(
+        default="mixed",
+        description="gradient of a gate's sample: pathwise (as the paper), straight through the clipping, or mixed (that for nodes without children)",
     )
     penalty_form: Literal["own", "nested", "reached"] = Field(
         default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=7.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=1.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
-    learning_rate_final: float = Field(default=0.3, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
+    learning_rate_final: float = Field(default=0.15, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
+    log_alpha_spread: PerLevel = Field(default_factory=dict, description="how far below it the level's node of lowest Fisher information starts")
     warmup_steps: int = Field(default=20, ge=0, description="steps over which the penalties rise from 0")
     repair_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
     task_weight: float = Field(default=0.0, ge=0, description="weight of relu(task_margin - logit difference) in the loss")
@@ -80,7 +89,7 @@ class DiscoverConfig:
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="medium", description="of float32 matrix products while learning, as torch names it; measuring is always at highest"
     )
-    validate_every: int = Field(default=25, ge=1, description="steps between looks at the binary circuit's validation KL")
+    validate_every: int = Field(default=40, ge=1, description="steps between looks at the binary circuit's validation KL")
 
     @field_validator("levels", mode="before")
     @classmethod
@@ -91,7 +100,7 @@ class DiscoverConfig:
             raise ValueError(f"expected different names from {', '.join(LEVELS)}, got {', '.join(names) or 'none'}")
         return tuple(level for level in LEVELS if level in names)
 
-    @field_validator("penalties", "learning_rates", "log_alpha_init", mode="before")
+    @field_validator(*PER_LEVEL, mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
         unknown = [name for name in value if name not in LEVELS] if isinstance(value, Mapping) else []
@@ -101,7 +110,7 @@ class DiscoverConfig:
 
     @model_validator(mode="after")
     def _fill_levels(self) -> DiscoverConfig:
-        for name, defaults in (("penalties", PENALTIES), ("learning_rates", LEARNING_RATES), ("log_alpha_init", LOG_ALPHA_INIT)):
+        for name, defaults in PER_LEVEL.items():
             object.__setattr__(self, name, {**defaults, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
             raise ValueError("penalties and learning_rates: expected numbers of at least 0")

@@ -3,11 +3,11 @@
 Every step a controller turns the open shares of all levels into a penalty term, and then sees how the step went.
 
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
-- `kl_budget`: one multiplier on all lambdas, raised while the KL is under its target and lowered while it is over it. A plain
-  multiplicative rule winds up, since the KL answers late: so the rise is slower than the fall, and the rule looks at where the KL is heading,
-  not only at where it is. It sleeps until the KL tells of the circuit and not of the noise of fresh gates. The target gives way to the gap
-  between training and validation, since the budget is meant for validation; and a stretch of steps that leaves the budget is taken back,
-  with half the pressure from there.
+- `kl_budget`: one multiplier on all lambdas, raised while the KL is under its aim and lowered while it is over it. A rule that only
+  multiplies winds up, since the KL answers late: so the rise is slower than the fall, a part answers at once, and the rule looks at where the
+  KL is heading, not only at where it is. It goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at
+  validation data correct for words that training has not seen. A stretch of steps that leaves the budget far behind is taken back, with
+  half the pressure from there.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
@@ -26,18 +26,20 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.levels import LEAVES
 from nodesieve.nodes import NodeSpace
 
+OBSERVE_EVERY = 2  # steps
+
 
 class Controller(Protocol):
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         """The term to add to the loss, from the expected share of open gates of each learned level."""
 
     def observe(self, *, kl: float) -> None:
-        """A step was taken; `kl` was its KL under sampled gates."""
+        """The binary circuit of now has this mean KL on a training batch; told every `OBSERVE_EVERY` steps."""
 
     def validated(self, *, kl: float) -> None:
         """The binary circuit of now has this mean KL on validation data."""
 
-    def missed(self) -> bool:
+    def missed(self, *, kl_upper: float) -> bool:
         """The binary circuit has left the budget. True: take the last stretch of steps back, to the best circuit so far."""
 
     @property
@@ -52,7 +54,7 @@ class Controller(Protocol):
 class _Smoothed:
     """Running means of the KL, a fast and a slow one; their difference says where it is heading."""
 
-    FAST, SLOW = 0.1, 0.03
+    FAST, SLOW = 0.15, 0.05
 
     def __init__(self) -> None:
         self.fast = self.slow = math.nan
@@ -63,7 +65,7 @@ class _Smoothed:
 
     @property
     def predicted(self) -> float:
-        return self.fast + 0.5 * (self.fast - self.slow)
+        return self.fast + max(0.0, self.fast - self.slow)
 
 
 class Fixed:
@@ -83,7 +85,7 @@ class Fixed:
 
     def validated(self, *, kl: float) -> None: ...
 
-    def missed(self) -> bool:
+    def missed(self, *, kl_upper: float) -> bool:
         return False
 
     def state(self) -> dict[str, float]:
@@ -95,55 +97,56 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RISE, FALL = 0.01, 0.03  # largest change of ln(lambda) a step
-    AIM = 0.9  # of the budget: what is left pays for the interval around the validation KL
+    RISE, FALL = 0.005, 0.015  # largest change of ln(lambda) a step
+    AT_ONCE = 1.0  # and what is added to it as long as the KL is off its aim
+    AIM = 0.8  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
+    TOLERANCE = 1.2  # times the budget: from here on, steps are taken back
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
         self._kl = _Smoothed()
         self._log_lambda = math.log(config.lambda_init)
-        self._gap = 1.0  # validation KL of the binary circuit / training KL under sampled gates
-        self._awake = False  # until the KL tells of the circuit and not of the noise of gates that have hardly moved
+        self._slack = 0.0  # how far the KL is below its aim, as a share of it, in [-1, 1]
+        self._gap = 1.0  # validation KL / training KL of the binary circuit
 
     @property
     def strength(self) -> float:
-        return math.exp(self._log_lambda)
+        return math.exp(self._log_lambda + self.AT_ONCE * self._slack)
 
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
     def observe(self, *, kl: float) -> None:
         self._kl.update(kl)
-        aim = self._config.kl_budget * self.AIM / self._gap
-        self._awake = self._awake or self._kl.predicted < aim
-        if not self._awake:
-            return
-        slack = max(-1.0, min(1.0, (aim - self._kl.predicted) / aim))
-        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + (self.RISE if slack > 0 else self.FALL) * slack)
+        aim = self._config.kl_budget * self.AIM
+        self._slack = max(-1.0, min(1.0, 1 - self._kl.predicted * self._gap / aim))
+        step = OBSERVE_EVERY * (self.RISE if self._slack > 0 else self.FALL) * self._slack
+        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + step)
 
     def validated(self, *, kl: float) -> None:
-        self._awake = self._awake or kl > self._config.kl_budget / 2
         if not math.isnan(self._kl.fast):
-            measured = min(3.0, max(1.0, kl / self._kl.fast))
+            measured = min(3.0, max(1.0, kl / max(self._kl.fast, 1e-9)))
             self._gap += 0.5 * (measured - self._gap)
 
-    def missed(self) -> bool:
+    def missed(self, *, kl_upper: float) -> bool:
+        if kl_upper < self.TOLERANCE * self._config.kl_budget:
+            return False
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda - math.log(2))
         return True
 
     def state(self) -> dict[str, float]:
-        return {"log_lambda": self._log_lambda, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow, "awake": float(self._awake)}
+        return {"log_lambda": self._log_lambda, "slack": self._slack, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        self._log_lambda, self._gap = state["log_lambda"], state["gap"]
-        self._kl.fast, self._kl.slow, self._awake = state["fast"], state["slow"], bool(state["awake"])
+        self._log_lambda, self._slack, self._gap = state["log_lambda"], state["slack"], state["gap"]
+        self._kl.fast, self._kl.slow = state["fast"], state["slow"]
 
 
 class TargetSize:
     """A share of leaves, `target_size`, by Lagrangian multipliers: u * excess + v * excess ** 2, both multipliers rising with the excess."""
 
-    RATE = 0.5
+    RATE = 0.5 * OBSERVE_EVERY
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
@@ -170,7 +173,7 @@ class TargetSize:
 
     def validated(self, *, kl: float) -> None: ...
 
-    def missed(self) -> bool:
+    def missed(self, *, kl_upper: float) -> bool:
         return False
 
     def state(self) -> dict[str, float]:

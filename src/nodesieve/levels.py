@@ -29,3 +29,4 @@ LEVELS: dict[str, Level] = {
 }
 DEFAULT_LEVELS: tuple[str, ...] = tuple(name for name in LEVELS if name != "embedding")
 LEAVES: tuple[str, ...] = ("head_dim", "mlp_neuron")
+CHILDLESS: tuple[str, ...] = tuple(name for name in LEVELS if all(level.parent != name for level in LEVELS.values()))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
+from nodesieve.methods.fisher import fisher
 from nodesieve.methods.gradients import gate_gradient, uniform_gradient
 from nodesieve.methods.multigranular import multigranular
 from nodesieve.problem import Problem
@@ -15,6 +16,7 @@ Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
 
 METHODS: dict[str, Method] = {
     "multigranular": multigranular,
+    "fisher": fisher,
     "gate_gradient": gate_gradient,
     "uniform_gradient": uniform_gradient,
 }

@@ -27,6 +27,8 @@ from nodesieve.metrics import logit_difference
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
 
+EXAMPLES = 2048  # at most; a built-in task draws more, so that the learned gates never see one twice
+
 # (examples, generator) -> the gate level of each example's leaves, (B,)
 GateLevel = Callable[[int, torch.Generator], Tensor]
 
@@ -48,8 +50,8 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_lev
     scored = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels]
     total = {level: torch.zeros(nodes.shape(level), device=device) for level in LEVELS}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
-    done = 0
-    for batch in train.batches(config.batch_size):
+    done, count = 0, min(EXAMPLES, len(train))
+    for batch in train.batches(config.batch_size, first=count):
         size = len(batch.answers)
         gates = {level: torch.ones(size, *nodes.shape(level), device=device) for level in LEVELS}
         here = gate_level(size, generator).to(device)
@@ -62,8 +64,8 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_lev
         for level, gradient in zip(scored, gradients, strict=True):
             total[level] += gradient.sum(0)
         done += size
-        journal.progress(done, len(train))
+        journal.progress(done, count)
         if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
             raise KeyboardInterrupt
-    values = raise_ancestors({level: value.abs().cpu() / len(train) for level, value in total.items()})
+    values = raise_ancestors({level: value.abs().cpu() / count for level, value in total.items()})
     return Scores(values=values, levels=config.levels)

@@ -1,11 +1,12 @@
 """Multi-granular node pruning: learn gates at every level at once over a frozen model (Haider et al., arXiv 2512.10903).
 
-1. Every node has a gate with one learned number, log_alpha. A parent's gate multiplies its children's.
+1. Every node has a gate with one learned number, log_alpha. A parent's gate multiplies its children's. All start open; nodes to which the
+   answer is least sensitive (Fisher information, one pass over some training prompts) start nearest to closing.
 2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
 3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
-4. A controller sets how much the penalties weigh. Now and then the gates are made binary and measured on validation data, which steers the
-   controller. The smallest binary circuit within the budget is remembered; a stretch of steps that leaves the budget is taken back, and the
-   way goes on from there with half the pressure, since what has closed wrongly hardly ever comes back by itself.
+4. A controller sets how much the penalties weigh, by the KL of the binary circuit of now: on the batch at hand every other step, on
+   validation data now and then. The smallest binary circuit within the budget is remembered; a stretch of steps that leaves the budget far
+   behind is taken back, and the way goes on from there with half the pressure.
 5. The last steps drop the penalties and only repair.
 
 The scores are the log_alphas: a node is open iff its log_alpha is above 0. Drawing the line anew, against the budget, is left to
@@ -23,10 +24,11 @@ from torch import Tensor
 from nodesieve import gates
 from nodesieve.batches import Batch, mix
 from nodesieve.config import DiscoverConfig
-from nodesieve.controllers import CONTROLLERS, Controller
+from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
-from nodesieve.levels import LEVELS
+from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.methods.fisher import fisher_information
 from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
@@ -35,7 +37,7 @@ from nodesieve.scores import Scores
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
 ADAM_BETAS = (0.9, 0.99)
 MOMENTS = ("exp_avg", "exp_avg_sq")
-QUICK_LOOK = 96  # validation examples for a look during the run
+LOOK = 256  # validation examples at most for a look during the run; a few hard words make fewer misleading
 CHECKPOINT_EVERY = 50
 
 
@@ -46,27 +48,35 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
     run = _Run(problem, config)
-    run.restore(journal.load())
+    state = journal.load()
+    if state is None:
+        run.spread(journal)
+    else:
+        run.restore(state)
     repair_from = round(config.steps * (1 - config.repair_share))
-    train, full = problem.task["train"], problem.full_logits("train")
+    train = problem.task["train"]
 
     while run.step < config.steps:
         began = time.monotonic()
         repairing = run.step >= repair_from
         batch = train.training_batch(run.step, config.batch_size, config.seed)
-        z = run.sample_gates(batch)
-        logits = problem.model.gated_logits(batch.clean, z, problem.ablation.values(batch))
-        kl = kl_divergence(full[batch.index], logits).mean()
+        full, values = problem.model.logits(batch.clean), problem.ablation.values(batch)
+        logits = problem.model.gated_logits(batch.clean, run.sample_gates(batch), values)
+        kl = kl_divergence(full, logits).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
         run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
-        if not repairing and run.step >= config.warmup_steps:  # before that, the KL is the noise of gates that have not moved
-            run.controller.observe(kl=kl.item())
+        kl_binary = None
+        if not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0:
+            with torch.no_grad():
+                binary = problem.model.gated_logits(batch.clean, run.binary_gates(), values)
+            kl_binary = kl_divergence(full, binary).mean().item()
+            run.controller.observe(kl=kl_binary)
         run.step += 1
 
         look = run.step % config.validate_every == 0 or run.step == config.steps
-        validation = run.look(everything=repairing) if look else None
+        validation = run.look() if look else None
         run.seconds += time.monotonic() - began
         row: dict[str, Any] = {
             "step": run.step,
@@ -77,7 +87,9 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             "lambda": 0.0 if repairing else run.controller.strength,
             "seconds": run.seconds,
         }
-        journal.log(row if validation is None else {**row, "validation": validation})
+        row |= {} if kl_binary is None else {"kl_binary": kl_binary}
+        row |= {} if validation is None else {"validation": validation}
+        journal.log(row)
         journal.progress(run.step, config.steps, kl=kl.item(), **row["open"])
         if journal.stopping or run.step % CHECKPOINT_EVERY == 0:
             journal.save(run.state())
@@ -88,8 +100,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
 
 
 def _learning_rate(progress: float, final: float) -> float:
-    """Full for the first half of the run, then falling in a straight line to `final`."""
-    return 1 - (1 - final) * max(0.0, 2 * progress - 1)
+    """Full for the first quarter of the run, then falling in a straight line to `final`."""
+    return 1 - (1 - final) * max(0.0, (progress - 0.25) / 0.75)
 
 
 def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
@@ -125,6 +137,19 @@ class _Run:
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
 
+    def spread(self, journal: Journal) -> None:
+        """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""
+        spreads = {level: self.config.log_alpha_spread[level] for level in self.log_alpha}
+        if not any(spreads.values()):
+            return
+        information = fisher_information(self.problem, self.config, journal)
+        with torch.no_grad():
+            for level, spread in spreads.items():
+                flat = information[level].flatten()
+                rank = torch.empty_like(flat)
+                rank[flat.argsort(stable=True)] = torch.linspace(0, 1, len(flat))
+                self.log_alpha[level] -= spread * (1 - rank).reshape(self.nodes.shape(level)).to(self.device)
+
     def sample_gates(self, batch: Batch) -> LevelTensors:
         """Gates of each example, (B, *shape(level)); levels that are not learned are open. A function of seed and step alone."""
         generator = torch.Generator(self.device).manual_seed(mix(self.config.seed, self.step, 2))
@@ -133,10 +158,14 @@ class _Run:
         z = {level: torch.ones(size, *self.nodes.shape(level), device=self.device) for level in LEVELS if level not in self.log_alpha}
         for level, log_alpha in self.log_alpha.items():
             sample = gates.sample(log_alpha, batch=drawn, generator=generator)
-            if self.config.estimator == "straight_through":
+            if self.config.estimator == "straight_through" or (self.config.estimator == "mixed" and level in CHILDLESS):
                 sample = gates.straight_through(sample, log_alpha)
             z[level] = sample.expand(size, *log_alpha.shape)
         return z
+
+    def binary_gates(self) -> LevelTensors:
+        """Gates of the circuit of now, 0 or 1, closed, (*shape(level))."""
+        return {level: x.to(self.device) for level, x in self._scores(self.log_alpha).circuit(0.0).gates().items()}
 
     def open_shares(self) -> LevelTensors:
         """The expected share of open gates of each learned level, as the penalties count it."""
@@ -167,17 +196,17 @@ class _Run:
             for log_alpha in self.log_alpha.values():
                 log_alpha.clamp_(-CLAMP, CLAMP)
 
-    def look(self, *, everything: bool) -> dict[str, float]:
+    def look(self) -> dict[str, float]:
         """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
         circuit = self._scores(self.log_alpha).circuit(0.0)
-        (kl,) = self.problem.kl([circuit], "validation", first=None if everything else QUICK_LOOK)
+        (kl,) = self.problem.kl([circuit], "validation", first=LOOK)
         upper = upper_bound(kl)
         self.controller.validated(kl=float(kl.mean()))
         met = upper <= self.config.kl_budget
         if met and circuit.size <= self.best_size:
             self.best_size = circuit.size
             self.best = {name: tensor.detach().clone() for name, tensor in self.learned().items()}
-        elif not met and self.best is not None and self.controller.missed():
+        elif not met and self.best is not None and self.controller.missed(kl_upper=upper):
             with torch.no_grad():
                 for name, tensor in self.learned().items():
                     tensor.copy_(self.best[name])
@@ -209,9 +238,7 @@ class _Run:
             tensors=tensors, numbers={"step": self.step, "seconds": self.seconds, "best_size": self.best_size, "controller": self.controller.state()}
         )
 
-    def restore(self, state: State | None) -> None:
-        if state is None:
-            return
+    def restore(self, state: State) -> None:
         self.step, self.seconds, self.best_size = (state.numbers[name] for name in ("step", "seconds", "best_size"))
         self.controller.restore(state.numbers["controller"])
         for level, x in self.log_alpha.items():

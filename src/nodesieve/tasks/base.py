@@ -35,8 +35,8 @@ class Task:
 
     Attributes:
         metrics: what is measured beside the metrics of every task.
-        redrawn: further training examples, drawn from the same pools of words as the training split. A circuit fits the words that it was
-            learned on, so a built-in task gives more of their combinations than its training split holds.
+        redrawn: further training examples, drawn from the words of the training split and others, none of them in another split. A circuit
+            fits the words that it was learned on, so a built-in task gives more of them, and of their combinations, than its training split.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Builtin:
         pools: takes `is_token` (is this text one token for the tokenizer at hand?) and gives words by kind; each is cut into splits.
         example: draws one example from the pools of one split. May return None for a draw that makes no valid example.
         metrics: what is measured beside the metrics of every task.
+        further: words by kind that only `Task.redrawn` is drawn from, beside the training split's own.
     """
 
     name: str
@@ -64,12 +65,14 @@ class Builtin:
     pools: Callable[[IsToken], Pools]
     example: Callable[[random.Random, Pools, IsToken], Example | None]
     metrics: tuple[str, ...] = ()
+    further: Callable[[IsToken], Pools] = lambda is_token: {}
 
 
 def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str, int], redraws: int = 0) -> Task:
     """Draw `sizes[split]` different examples for each split; the same for the same seed and tokenizer on every machine.
 
-    With `redraws`, the training words are drawn from so many times more, for `Task.redrawn`; fewer where the words run out.
+    With `redraws`, the training words and the task's further ones are drawn from so many times more, for `Task.redrawn`; fewer where the
+    words run out.
 
     Raises:
         UserError: the tokenizer leaves too few words.
@@ -93,8 +96,15 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
             raise UserError(
                 f"task {builtin.name} expects {sizes[split]} different {split} examples, got {len(splits[split])}; ask for fewer with --train-size"
             )
-    redrawn = _draw(builtin, rng, parts["train"], is_token, count=redraws * sizes["train"], but=splits["train"])
+    widened = _widened(parts, builtin.further(is_token))
+    redrawn = _draw(builtin, rng, widened, is_token, count=redraws * sizes["train"], but=splits["train"])
     return Task(name=builtin.name, splits=splits, metrics=builtin.metrics, redrawn=redrawn)
+
+
+def _widened(parts: Mapping[str, Pools], further: Pools) -> Pools:
+    """The training words with `further` ones, less those of any split."""
+    taken = {kind: {word for part in parts.values() for word in part[kind]} for kind in parts["train"]}
+    return {kind: [*words, *(word for word in further.get(kind, ()) if word not in taken[kind])] for kind, words in parts["train"].items()}
 
 
 def _draw(builtin: Builtin, rng: random.Random, pools: Pools, is_token: IsToken, *, count: int, but: Sequence[Example]) -> tuple[Example, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 
 from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
-from nodesieve.tasks.words import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
+from nodesieve.tasks.words import FEMALE_NAMES, FURTHER_NAMES, MALE_NAMES, OBJECTS, PLACES
 
 TEMPLATES = (
     "There were two people at the {place}, {a} and {b}. {s} gave a {object} to",
@@ -30,6 +30,10 @@ def pools(is_token: IsToken) -> Pools:
     }
 
 
+def further(is_token: IsToken) -> Pools:
+    return {"name": [name for name in FURTHER_NAMES if is_token(" " + name)]}
+
+
 def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
     template = rng.choice(TEMPLATES)
     subject, other, *strangers = rng.sample(words["name"], 5)
@@ -43,4 +47,4 @@ def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
     )
 
 
-IOI = Builtin(name="ioi", description="indirect object identification: who received the object?", pools=pools, example=example)
+IOI = Builtin(name="ioi", description="indirect object identification: who received the object?", pools=pools, example=example, further=further)

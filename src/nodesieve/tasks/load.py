@@ -14,7 +14,7 @@ from nodesieve.tasks.readers import read_task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 200, 200, 3
+TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 200, 200, 15
 
 
 def load_task(name: str, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, train_size: int = TRAIN_SIZE, redraws: int = REDRAWS) -> Task:

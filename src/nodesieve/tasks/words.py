@@ -42,6 +42,35 @@ MALE_NAMES = tuple(
     """.split()
 )
 
+# Surnames, and given names known from history, books and many countries: for training prompts alone.
+FURTHER_NAMES = tuple(
+    """
+    Dante Katrina Cornelius Deng Alex Jimmy Beck Josiah Georg Charlie Jeremiah Zhou Mario Galileo Tony Lucas Caesar Curt Pete Tian Zhao Kai
+    Nik Peng Kent Franklin Lorenzo Winchester Mack Shaw Kang Doug Mei Saul Robin Fran Barry Chen Constantine Feng Dion Jamie Tao Heath
+    Abdullah Artem Liu Jin Otto Chan Tai Wei Copernicus Paulo Raja Philipp Einstein Sami Kim Zak Rex Shu Chandra Yuan Ahmad Brett Arnold
+    Isaiah Brad Newton Denis Dale Mason Brooks Jackson Dallas Jean Salvador Griffith Abel Vlad Nino Titus Amos Jing Homer Ming Ezekiel Fitz
+    Santiago Mohammad Austin Edmund Johnny Wren Rey Tommy Holland Cameron Casey Dong Wong Brady Miranda Solomon Daisy Morrison Adelaide
+    Chester Edison Carr Wade Shan Calvin Plato Stan Lincoln Hong Glen Morgan Riley Taylor Fraser Jess Sydney Percy Timmy Cole Zhu Calhoun
+    Francesco Polly Antony Napoleon Fletcher Hutchinson Fleming Willis Robinson Locke Henderson Harrison Chad Russ Apollo Aurora Marcus Wang
+    Hansen Burke Davis Cornell Lazarus Quinn Hudson Werner Kurt Walton Athena Cheng Dewey Wolfgang Bennett Ernst Bart Byron Ferdinand Carter
+    Kennedy Caroline Forrest Costa Rockefeller Zhang Clement Smith Cruz Nathaniel Cromwell Leonardo Sebastian Levin Raj Dawson Churchill
+    Ford Beethoven Lyndon Fay Harper Moses Geoff Jordan Hoover Abram Mozart Pierce Conrad Rao Jackie Santos Quincy Murphy Spencer Allen
+    Hancock Belle Franz Wes Peters Benny Hermann Alma Troy Floyd Clare Norris Finn Schmidt Higgins Tesla Wen Moore Turner Coleman Kirk
+    Powell Carson Walker Brent Michelangelo Andy Woodrow Blair Cleopatra Yun Abdul Georgia Herschel Cyrus Clayton Picasso Dudley Giovanni
+    Clark Huang Abe Jay Franco Addison Thompson Singh Aristotle Preston Gibson Boyle Marshall Rutherford Benedict Miller Webster Blake
+    Thomson Hampton Jon Andreas Dana Koch Engel Zimmer Johnson Williams Jones Brown Wilson Anderson Lee Hall Adams Mitchell Roberts Phillips
+    Campbell Evans Edwards Collins Stewart Rogers Reed Cook Cooper Richardson Cox Ward Watson Gray Hughes Price Myers Foster Sanders Perry
+    Butler Barnes Fisher Simmons Sullivan Wallace Hayes Bryant Ellis Stevens Murray Freeman Wells Simpson Tucker Porter Hunter Hicks
+    Crawford Boyd Ramos Wagner Hunt Parker Morris Baker Wright Green Hill Young King Bell Long Garcia Martinez Lopez Gonzalez Rodriguez
+    Hernandez Perez Sanchez Ramirez Torres Flores Rivera Gomez Diaz Reyes Ortiz Morales Mendoza Vargas Silva Fernandez Nguyen Patel Khan
+    Gupta Sharma Suzuki Tanaka Sato Yamamoto Ivanov Petrov Novak Kowalski Rossi Weber Meyer Fischer Becker Schneider Larsen Olsen Jensen
+    Nielsen Andersson Johansson Darwin Kepler Pascal Hegel Kant Marx Freud Jung Hume Descartes Bacon Dickens Hardy Wilde Orwell Hemingway
+    Steinbeck Twain Poe Whitman Emerson Thoreau Hawthorne Melville Tolstoy Chekhov Dostoevsky Gandhi Roosevelt Eisenhower Jefferson Monroe
+    Hamilton Grant Sherman Houston Bowie Crockett Sherlock Hermione Frodo Gandalf Romeo Hamlet Ophelia Macbeth Othello Lear Odysseus
+    Achilles Hector Zeus Hera Poseidon Thor Odin Loki Osiris
+    """.split()
+)
+
 PLACES = tuple(
     """
     store park school office library market station hospital garden museum restaurant house beach church theater airport hotel bank farm

@@ -1,0 +1,63 @@
+"""Fisher information: how much the model's own answer distribution moves as a node's gate moves, to second order.
+
+For a gate z, F = E[(d log p(y) / dz) ** 2] with y drawn from the gated model itself. Near open gates KL(full || gated) is about
+F (1 - z) ** 2 / 2 when one node closes alone, whatever the answer is: it needs no distractors (Theis et al., arXiv 1801.05787, prune
+feature maps by it; Amari 1998). As in `uniform_gradient`, each example holds all its leaves at one gate level drawn uniformly from [0, 1].
+
+Only nodes without children are measured; what lies above them gets the sum over its children, what closing all of them would cost if none
+minded the others. `multigranular` starts from the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nodesieve.batches import mix
+from nodesieve.config import DiscoverConfig
+from nodesieve.journal import Journal
+from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.nodes import LevelTensors
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores
+
+EXAMPLES = 512  # enough to rank by: squares of gradients vary less over examples than their mean does
+
+
+def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+    """Scores by Fisher information."""
+    return Scores(values=fisher_information(problem, config, journal), levels=config.levels)
+
+
+def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal) -> LevelTensors:
+    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates."""
+    train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
+    scored = [level for level in CHILDLESS if level in config.levels]
+    total = {level: torch.zeros(nodes.shape(level), device=device) for level in LEVELS}
+    generator = torch.Generator().manual_seed(mix(config.seed, 1))
+    count = min(EXAMPLES, len(train))
+    done = 0
+    for batch in train.batches(config.batch_size, first=count):
+        size = len(batch.answers)
+        here = torch.rand(size, generator=generator).to(device)
+        gates = {level: torch.ones(size, *nodes.shape(level), device=device) for level in LEVELS}
+        for level in scored:
+            gates[level] = (gates[level] * here.reshape(size, *[1] * len(nodes.shape(level)))).requires_grad_()
+        log_p = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch)).log_softmax(-1)
+        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(device)
+        gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), [gates[level] for level in scored])
+        for level, gradient in zip(scored, gradients, strict=True):
+            total[level] += gradient.square().sum(0)
+        done += size
+        journal.progress(done, count)
+        if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
+            raise KeyboardInterrupt
+    return _summed_upwards({level: value.cpu() / count for level, value in total.items()})
+
+
+def _summed_upwards(values: LevelTensors) -> LevelTensors:
+    out = dict(values)
+    for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
+        parent = LEVELS[name].parent
+        if parent is not None:
+            out[parent] = out[parent] + (out[name].flatten(out[parent].dim()).sum(-1) if out[name].dim() > out[parent].dim() else out[name])
+    return out
