@@ -2,7 +2,7 @@
 
 Runs `nodesieve discover` for each task and seed into --runs (finished runs are kept, unfinished ones resumed), measures the IOI circuits on
 prompts of other templates and words (data/ioi_other_words.jsonl), and writes results/circuits.json and results/circuits.md with the machine
-and the versions. Flags after `--` go to `nodesieve discover`.
+and the versions, and each run's training curves to docs/curves. Flags after `--` go to `nodesieve discover`.
 
     python benchmarks/circuits.py                      # everything: about an hour on 2 cores
     python benchmarks/circuits.py --only ioi:0         # one run; the table then has what is there
@@ -19,7 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nodesieve import load_run
+from nodesieve.report.plots import training_curves
+
 HERE = Path(__file__).parent
+CURVES = HERE.parent / "docs" / "curves"
 PLAN = ("ioi:0", "ioi:1", "ioi:2", "greater_than:0", "gendered_pronoun:0")
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
@@ -39,7 +43,16 @@ def main() -> None:
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (HERE / "results" / "circuits.md").write_text(markdown(result), "utf-8")
+    for entry in rows:
+        draw(entry["task"], entry["seed"], runs=options.runs)
     print(markdown(result))
+
+
+def draw(task: str, seed: int, *, runs: Path) -> None:
+    """The training curves of a run, as its report shows them."""
+    run = load_run(directory(task, str(seed), runs))
+    CURVES.mkdir(exist_ok=True)
+    (CURVES / f"{task}-{seed}.svg").write_text(training_curves(run.history, run.config.kl_budget), "utf-8")
 
 
 def directory(task: str, seed: str, runs: Path) -> Path:

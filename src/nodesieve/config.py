@@ -30,7 +30,7 @@ PENALTIES: PerLevel = {
     "mlp_block": 1.5,
     "head": 5.0,
     "head_dim": 1.5,
-    "mlp_neuron": 1.5,
+    "mlp_neuron": 2.0,
     "mlp_output": 1.0,
     "embedding": 1.5,
 }
@@ -64,7 +64,7 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
 
     # How to learn (multigranular)
-    steps: int = Field(default=300, ge=1, description="optimisation steps")
+    steps: int = Field(default=480, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
@@ -77,7 +77,7 @@ class DiscoverConfig:
         default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=1.0, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=0.7, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
     learning_rate_final: float = Field(default=0.15, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")
@@ -86,8 +86,9 @@ class DiscoverConfig:
     repair_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps, at the end, that only lower the KL")
     task_weight: float = Field(default=0.0, ge=0, description="weight of relu(task_margin - logit difference) in the loss")
     task_margin: float = Field(default=3.0, description="logit difference above which the task term is 0")
-    matmul_precision: Literal["highest", "high", "medium"] = Field(
-        default="medium", description="of float32 matrix products while learning, as torch names it; measuring is always at highest"
+    learning_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="dtype of the copy that gates are learned on; auto: bfloat16 where the machine has it, else dtype; measuring is always in dtype",
     )
     validate_every: int = Field(default=40, ge=1, description="steps between looks at the binary circuit's validation KL")
 

@@ -97,11 +97,11 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RISE, FALL = 0.005, 0.015  # largest change of ln(lambda) a step
-    AT_ONCE = 1.0  # and what is added to it as long as the KL is off its aim
+    RISE, FALL = 0.005, 0.02  # largest change of ln(lambda) a step
+    ABOVE, BELOW = 2.0, 0.5  # and what is added to it as long as the KL is above or below its aim, by all of it
     AIM = 0.8  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
-    TOLERANCE = 1.2  # times the budget: from here on, steps are taken back
+    TOLERANCE = 1.3  # times the budget: from here on, steps are taken back
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
@@ -112,7 +112,7 @@ class KLBudget:
 
     @property
     def strength(self) -> float:
-        return math.exp(self._log_lambda + self.AT_ONCE * self._slack)
+        return math.exp(self._log_lambda + (self.BELOW if self._slack > 0 else self.ABOVE) * self._slack)
 
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)

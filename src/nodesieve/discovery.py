@@ -19,7 +19,7 @@ from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
-from nodesieve.problem import Problem, make_problem, matmul_precision
+from nodesieve.problem import Problem, make_problem
 from nodesieve.run import Run, describe
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
@@ -55,17 +55,15 @@ def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = No
     journal.say("scoring")
     clock = time.monotonic()
     try:
-        with matmul_precision(config.matmul_precision):
-            scores = METHODS[config.method](problem, config, journal)
+        scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
         raise Interrupted(_unfinished(problem, config, loaded, stopped.scores, journal)) from None
     seconds = journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock
 
-    with matmul_precision("highest"):
-        journal.say("selecting")
-        selection = _select(problem, scores, config)
-        journal.say("evaluating")
-        evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
+    journal.say("selecting")
+    selection = _select(problem, scores, config)
+    journal.say("evaluating")
+    evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
     metrics = _metrics(problem, selection, evaluation, config, steps=len(journal.history), seconds=seconds)
     return Run(
         config=config,

@@ -197,3 +197,17 @@ class _Quiet:
         logging.set_verbosity(self._verbosity)
         if self._bars:
             logging.enable_progress_bar()
+
+
+def learning_dtype(name: str, model: PreTrainedModel) -> torch.dtype:
+    """The dtype that `name` stands for; "auto" is bfloat16 for a float32 model on a machine with instructions for it, else the model's own."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    return torch.bfloat16 if model.dtype == torch.float32 and _has_bfloat16(model.device) else model.dtype
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

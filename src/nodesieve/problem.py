@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Problem:
     def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, batch_size: int = 32) -> None:
         self.model = model
         self.task = task
+        self.ablation_name = ablation
         self.batch_size = batch_size
         self.ablation: Ablation = ABLATIONS[ablation](model.record, task.splits.get("train") or next(iter(task.splits.values())))
         self._full: dict[str, Tensor] = {}
@@ -38,11 +39,17 @@ class Problem:
     def nodes(self) -> NodeSpace:
         return self.model.nodes
 
+    def in_dtype(self, dtype: torch.dtype) -> Problem:
+        """The same problem on a copy of the model in another dtype, to learn with; itself where that is its dtype already."""
+        if dtype == self.model.model.dtype:
+            return self
+        copied = GatedModel(copy.deepcopy(self.model.model).to(dtype))
+        return Problem(copied, self.task, ablation=self.ablation_name, batch_size=self.batch_size)
+
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""
         if split not in self._full:
-            with matmul_precision("highest"):
-                self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
+            self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
         return self._full[split]
 
     @torch.no_grad()
@@ -65,17 +72,6 @@ class Problem:
             for row, own in zip(rows, logits, strict=True):
                 row.append(kl_divergence(full[batch.index], own))
         return [torch.cat(row) for row in rows]
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products (`torch.set_float32_matmul_precision`) for a block, and put it back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def make_problem(loaded: LoadedModel, task: Task, *, ablation: str, splits: Sequence[SplitName] = SPLITS) -> Problem:

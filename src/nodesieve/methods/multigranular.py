@@ -30,6 +30,7 @@ from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
+from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -47,10 +48,11 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
+    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
     run = _Run(problem, config)
     state = journal.load()
     if state is None:
-        run.spread(journal)
+        run.spread(learner, journal)
     else:
         run.restore(state)
     repair_from = round(config.steps * (1 - config.repair_share))
@@ -60,8 +62,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         began = time.monotonic()
         repairing = run.step >= repair_from
         batch = train.training_batch(run.step, config.batch_size, config.seed)
-        full, values = problem.model.logits(batch.clean), problem.ablation.values(batch)
-        logits = problem.model.gated_logits(batch.clean, run.sample_gates(batch), values)
+        full, values = learner.model.logits(batch.clean), learner.ablation.values(batch)
+        logits = learner.model.gated_logits(batch.clean, run.sample_gates(batch), values)
         kl = kl_divergence(full, logits).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
@@ -70,7 +72,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         kl_binary = None
         if not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0:
             with torch.no_grad():
-                binary = problem.model.gated_logits(batch.clean, run.binary_gates(), values)
+                binary = learner.model.gated_logits(batch.clean, run.binary_gates(), values)
             kl_binary = kl_divergence(full, binary).mean().item()
             run.controller.observe(kl=kl_binary)
         run.step += 1
@@ -137,12 +139,12 @@ class _Run:
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
 
-    def spread(self, journal: Journal) -> None:
+    def spread(self, learner: Problem, journal: Journal) -> None:
         """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""
         spreads = {level: self.config.log_alpha_spread[level] for level in self.log_alpha}
         if not any(spreads.values()):
             return
-        information = fisher_information(self.problem, self.config, journal)
+        information = fisher_information(learner, self.config, journal)
         with torch.no_grad():
             for level, spread in spreads.items():
                 flat = information[level].flatten()
