@@ -17,6 +17,7 @@ from nodesieve.config import make_config
 from nodesieve.discovery import Interrupted
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
+from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 
@@ -90,6 +91,18 @@ def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, obje
     assert {"prob_diff", "cutoff_sharpness"} <= set(run.metrics["circuit"]["test"])
     if "levels" in options:
         assert torch.equal(run.circuit.masks["head_dim"].all(-1), run.circuit.masks["head"])
+
+
+def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they_were(loaded: LoadedModel) -> None:
+    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), ablation="counterfactual")
+    before = problem.full_logits("validation")
+    learner = problem.in_dtype(torch.bfloat16)
+    assert learner.model.model.dtype == torch.bfloat16
+    assert problem.model.model.dtype == torch.float32
+    assert problem.in_dtype(torch.float32) is problem
+    learner.full_logits("validation")
+    batch = problem.task["validation"].batch(range(4))
+    assert torch.equal(problem.model.logits(batch.clean), before[:4])
 
 
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -70,13 +70,16 @@ class Counterfactual:
         return self._record(batch.corrupted)
 
 
+MEAN_EXAMPLES = 2048  # at most, the training split's own first
+
+
 class Mean:
     name = "mean"
 
     def __init__(self, record: Record, train: Split) -> None:
         total: Activations | None = None
         count = 0
-        for batch in train.batches(16):
+        for batch in train.batches(16, first=MEAN_EXAMPLES):
             tokens = batch.corrupted or batch.clean
             counted = tokens.attention_mask.bool() & (tokens.position_ids > 0)
             summed = record(tokens).map(lambda x, keep=counted: x[keep].double().sum(0))  # type: ignore[misc]

@@ -5,9 +5,9 @@ Every step a controller turns the open shares of all levels into a penalty term,
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
 - `kl_budget`: one multiplier on all lambdas, raised while the KL is under its aim and lowered while it is over it. A rule that only
   multiplies winds up, since the KL answers late: so the rise is slower than the fall, a part answers at once, and the rule looks at where the
-  KL is heading, not only at where it is. It goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at
-  validation data correct for words that training has not seen. A stretch of steps that leaves the budget far behind is taken back, with
-  half the pressure from there.
+  KL is heading, not only at where it is. The aim itself rises over the run, since a circuit that has gone too far hardly comes back. The rule
+  goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at validation data correct for words that training
+  has not seen. A stretch of steps that leaves the budget far behind is taken back, with half the pressure from there.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
@@ -99,7 +99,7 @@ class KLBudget:
 
     RISE, FALL = 0.005, 0.02  # largest change of ln(lambda) a step
     ABOVE, BELOW = 2.0, 0.5  # and what is added to it as long as the KL is above or below its aim, by all of it
-    AIM = 0.8  # of the budget: what is left pays for the interval around the validation KL
+    AIM_FIRST, AIM_LAST = 0.4, 0.8  # of the budget, rising over the run; what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
     TOLERANCE = 1.3  # times the budget: from here on, steps are taken back
 
@@ -108,6 +108,7 @@ class KLBudget:
         self._kl = _Smoothed()
         self._log_lambda = math.log(config.lambda_init)
         self._slack = 0.0  # how far the KL is below its aim, as a share of it, in [-1, 1]
+        self._seen = 0  # steps
         self._gap = 1.0  # validation KL / training KL of the binary circuit
 
     @property
@@ -119,7 +120,9 @@ class KLBudget:
 
     def observe(self, *, kl: float) -> None:
         self._kl.update(kl)
-        aim = self._config.kl_budget * self.AIM
+        self._seen += OBSERVE_EVERY
+        progress = min(1.0, self._seen / (self._config.steps * (1 - self._config.repair_share)))
+        aim = self._config.kl_budget * (self.AIM_FIRST + (self.AIM_LAST - self.AIM_FIRST) * progress)
         self._slack = max(-1.0, min(1.0, 1 - self._kl.predicted * self._gap / aim))
         step = OBSERVE_EVERY * (self.RISE if self._slack > 0 else self.FALL) * self._slack
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + step)
@@ -136,11 +139,18 @@ class KLBudget:
         return True
 
     def state(self) -> dict[str, float]:
-        return {"log_lambda": self._log_lambda, "slack": self._slack, "gap": self._gap, "fast": self._kl.fast, "slow": self._kl.slow}
+        return {
+            "log_lambda": self._log_lambda,
+            "slack": self._slack,
+            "gap": self._gap,
+            "fast": self._kl.fast,
+            "slow": self._kl.slow,
+            "seen": self._seen,
+        }
 
     def restore(self, state: Mapping[str, float]) -> None:
         self._log_lambda, self._slack, self._gap = state["log_lambda"], state["slack"], state["gap"]
-        self._kl.fast, self._kl.slow = state["fast"], state["slow"]
+        self._kl.fast, self._kl.slow, self._seen = state["fast"], state["slow"], int(state["seen"])
 
 
 class TargetSize:
