@@ -64,7 +64,7 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
 
     # How to learn (multigranular)
-    steps: int = Field(default=400, ge=1, description="optimisation steps")
+    steps: int = Field(default=360, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
@@ -77,7 +77,7 @@ class DiscoverConfig:
         default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=0.7, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=0.6, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
     learning_rate_final: float = Field(default=0.15, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")

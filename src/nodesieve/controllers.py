@@ -4,8 +4,8 @@ Every step a controller turns the open shares of all levels into a penalty term,
 
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
 - `kl_budget`: one multiplier on all lambdas, raised while the KL is under its aim and lowered while it is over it. A rule that only
-  multiplies winds up, since the KL answers late: so the rise is slower than the fall, a part answers at once, and the rule looks at where the
-  KL is heading, not only at where it is. The aim itself rises over the run, since a circuit that has gone too far hardly comes back. The rule
+  accumulates winds up, since the KL answers late: so it accumulates slowly, answers at once to how far the KL is off its aim, and looks at where
+  the KL is heading, not only at where it is. The aim itself rises over the run, since a circuit that has gone too far hardly comes back. The rule
   goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at validation data correct for words that training
   has not seen. A stretch of steps that leaves the budget far behind is taken back, with half the pressure from there.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
@@ -97,9 +97,9 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RISE, FALL = 0.005, 0.02  # largest change of ln(lambda) a step
-    ABOVE, BELOW = 2.0, 0.5  # and what is added to it as long as the KL is above or below its aim, by all of it
-    AIM_FIRST, AIM_LAST = 0.4, 0.8  # of the budget, rising over the run; what is left pays for the interval around the validation KL
+    RATE = 0.005  # largest change of ln(lambda) a step
+    ABOVE, BELOW = 2.0, 1.0  # and what is added to it as long as the KL is above or below its aim, by all of it
+    AIM_FIRST, AIM_LAST = 0.4, 0.75  # of the budget, rising over the run; what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
     TOLERANCE = 1.3  # times the budget: from here on, steps are taken back
 
@@ -124,8 +124,7 @@ class KLBudget:
         progress = min(1.0, self._seen / (self._config.steps * (1 - self._config.repair_share)))
         aim = self._config.kl_budget * (self.AIM_FIRST + (self.AIM_LAST - self.AIM_FIRST) * progress)
         self._slack = max(-1.0, min(1.0, 1 - self._kl.predicted * self._gap / aim))
-        step = OBSERVE_EVERY * (self.RISE if self._slack > 0 else self.FALL) * self._slack
-        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + step)
+        self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + OBSERVE_EVERY * self.RATE * self._slack)
 
     def validated(self, *, kl: float) -> None:
         if not math.isnan(self._kl.fast):
