@@ -59,7 +59,7 @@ def test_the_kl_budget_controller_pushes_below_its_aim_and_yields_above_it() -> 
     for _ in range(20):
         eager.observe(kl=0.001)
         sorry.observe(kl=10.0)
-    assert eager.strength > 1.5 * make_config({}).lambda_init > 8 * sorry.strength
+    assert eager.strength > make_config({}).lambda_init > 4 * sorry.strength
 
 
 def test_the_kl_budget_controller_makes_room_for_a_validation_kl_above_the_training_kl() -> None:

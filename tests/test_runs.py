@@ -252,6 +252,30 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     assert nodesieve("discover", "--resume", out) == 2
 
 
+def test_ctrl_c_in_the_pass_before_the_first_step_leaves_a_run_that_begins_anew(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from nodesieve.console import ConsoleJournal
+
+    original = ConsoleJournal.progress
+
+    def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
+        original(self, step, total, **facts)
+        if not facts:  # examples of the first pass are counted without a KL
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ConsoleJournal, "progress", progress)
+    out = tmp_path / "run"
+    assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
+    assert not (out / "circuit.json").exists()
+    monkeypatch.setattr(ConsoleJournal, "progress", original)
+    assert nodesieve("discover", "--resume", out) == 0
+    assert json.loads((out / "circuit.json").read_text())["complete"]
+
+
 def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
     run = ns.discover(loaded, task, make_config(QUICK))

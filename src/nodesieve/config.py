@@ -21,7 +21,7 @@ MethodName = Literal["multigranular", "fisher", "gate_gradient", "uniform_gradie
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
-LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.1)
+LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.05)
 LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
 LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "mlp_output": 3.5}
 PENALTIES: PerLevel = {
@@ -30,7 +30,7 @@ PENALTIES: PerLevel = {
     "mlp_block": 1.5,
     "head": 5.0,
     "head_dim": 1.5,
-    "mlp_neuron": 2.0,
+    "mlp_neuron": 1.5,
     "mlp_output": 1.0,
     "embedding": 1.5,
 }
@@ -77,7 +77,7 @@ class DiscoverConfig:
         default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
     penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
-    lambda_init: float = Field(default=0.6, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
+    lambda_init: float = Field(default=1.3, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
     learning_rate_final: float = Field(default=0.15, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
     log_alpha_init: PerLevel = Field(default_factory=dict, description="where each level's log_alpha starts")

@@ -3,11 +3,11 @@
 Every step a controller turns the open shares of all levels into a penalty term, and then sees how the step went.
 
 - `fixed`: constant lambdas, as in the paper (arXiv 2512.10903).
-- `kl_budget`: one multiplier on all lambdas, raised while the KL is under its aim and lowered while it is over it. A rule that only
-  accumulates winds up, since the KL answers late: so it accumulates slowly, answers at once to how far the KL is off its aim, and looks at where
-  the KL is heading, not only at where it is. The aim itself rises over the run, since a circuit that has gone too far hardly comes back. The rule
-  goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at validation data correct for words that training
-  has not seen. A stretch of steps that leaves the budget far behind is taken back, with half the pressure from there.
+- `kl_budget`: one multiplier on all lambdas, slowly raised while the KL is under its aim and lowered while it is over it. A rule that only
+  accumulates winds up, since the KL answers late: so a KL above its aim also takes from the multiplier at once, and the rule looks at where the
+  KL is heading, not only at where it is. It goes by the binary circuit, since sampled gates tell mostly of their own noise. Looks at
+  validation data correct for words that training has not seen. A stretch of steps that leaves the budget far behind is taken back, with
+  half the pressure from there.
 - `target_size`: an augmented Lagrangian for a share of leaves (Wang, Wohlwend and Lei, arXiv 1910.04732).
 
 KL in nats, sizes as shares in [0, 1]. `state` and `restore` are for resuming.
@@ -97,9 +97,9 @@ class Fixed:
 class KLBudget:
     """The sparsest circuit whose validation KL stays within `kl_budget`."""
 
-    RATE = 0.005  # largest change of ln(lambda) a step
-    ABOVE, BELOW = 2.0, 1.0  # and what is added to it as long as the KL is above or below its aim, by all of it
-    AIM_FIRST, AIM_LAST = 0.4, 0.75  # of the budget, rising over the run; what is left pays for the interval around the validation KL
+    RATE = 0.003  # largest change of ln(lambda) a step
+    ABOVE = 2.0  # and what is taken from it as long as the KL is above its aim, by all of it
+    AIM = 0.78  # of the budget: what is left pays for the interval around the validation KL
     FLOOR = 0.02  # lambda never falls below this
     TOLERANCE = 1.3  # times the budget: from here on, steps are taken back
 
@@ -108,21 +108,18 @@ class KLBudget:
         self._kl = _Smoothed()
         self._log_lambda = math.log(config.lambda_init)
         self._slack = 0.0  # how far the KL is below its aim, as a share of it, in [-1, 1]
-        self._seen = 0  # steps
         self._gap = 1.0  # validation KL / training KL of the binary circuit
 
     @property
     def strength(self) -> float:
-        return math.exp(self._log_lambda + (self.BELOW if self._slack > 0 else self.ABOVE) * self._slack)
+        return math.exp(self._log_lambda + self.ABOVE * min(0.0, self._slack))
 
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         return self.strength * _weighted(shares, self._config.penalties)
 
     def observe(self, *, kl: float) -> None:
         self._kl.update(kl)
-        self._seen += OBSERVE_EVERY
-        progress = min(1.0, self._seen / (self._config.steps * (1 - self._config.repair_share)))
-        aim = self._config.kl_budget * (self.AIM_FIRST + (self.AIM_LAST - self.AIM_FIRST) * progress)
+        aim = self._config.kl_budget * self.AIM
         self._slack = max(-1.0, min(1.0, 1 - self._kl.predicted * self._gap / aim))
         self._log_lambda = max(math.log(self.FLOOR), self._log_lambda + OBSERVE_EVERY * self.RATE * self._slack)
 
@@ -144,12 +141,11 @@ class KLBudget:
             "gap": self._gap,
             "fast": self._kl.fast,
             "slow": self._kl.slow,
-            "seen": self._seen,
         }
 
     def restore(self, state: Mapping[str, float]) -> None:
         self._log_lambda, self._slack, self._gap = state["log_lambda"], state["slack"], state["gap"]
-        self._kl.fast, self._kl.slow, self._seen = state["fast"], state["slow"], int(state["seen"])
+        self._kl.fast, self._kl.slow = state["fast"], state["slow"]
 
 
 class TargetSize:
