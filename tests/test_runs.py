@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import nodesieve as ns
 from conftest import TINY, tiny_model, word_tokenizer
 from nodesieve import cli
 from nodesieve.config import make_config
+from nodesieve.console import ConsoleJournal
 from nodesieve.discovery import Interrupted
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
@@ -224,26 +228,27 @@ def test_a_run_is_not_overwritten_unless_asked(model_directory: Path, tmp_path: 
     assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, "--overwrite", "--quiet", *quick_flags()) == 0
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
-    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import signal
-
-    from nodesieve.console import ConsoleJournal
-
+@contextmanager
+def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
+    """Press Ctrl-C whenever progress is told and `when(step, facts)` holds."""
     original = ConsoleJournal.progress
 
     def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
         original(self, step, total, **facts)
-        if step == 3:
+        if when(step, facts):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(ConsoleJournal, "progress", progress)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConsoleJournal, "progress", progress)
+        yield
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+    with ctrl_c(lambda step, facts: step == 3):
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not json.loads((out / "circuit.json").read_text())["complete"]
-    monkeypatch.setattr(ConsoleJournal, "progress", original)
     assert nodesieve("evaluate", out) == 0
     assert nodesieve("nodes", out) == 0
     assert nodesieve("discover", "--resume", out) == 0
@@ -252,26 +257,14 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     assert nodesieve("discover", "--resume", out) == 2
 
 
-def test_ctrl_c_in_the_pass_before_the_first_step_leaves_a_run_that_begins_anew(
-    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import signal
-
-    from nodesieve.console import ConsoleJournal
-
-    original = ConsoleJournal.progress
-
-    def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
-        original(self, step, total, **facts)
-        if not facts:  # examples of the first pass are counted without a KL
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(ConsoleJournal, "progress", progress)
     out = tmp_path / "run"
-    assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+    with ctrl_c(lambda step, facts: not facts):  # examples of the first pass are counted without a KL
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not (out / "circuit.json").exists()
-    monkeypatch.setattr(ConsoleJournal, "progress", original)
     assert nodesieve("discover", "--resume", out) == 0
     assert json.loads((out / "circuit.json").read_text())["complete"]
 

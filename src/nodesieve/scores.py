@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.levels import LEVELS
@@ -42,10 +44,15 @@ def raise_ancestors(values: LevelTensors) -> LevelTensors:
     For methods that score the finest levels only: a block is worth keeping as soon as one of its nodes is. The embedding, which has
     no descendants, keeps its score.
     """
+    return fold_upwards(values, lambda own, below: torch.maximum(own, below.amax(-1)))
+
+
+def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tensor]) -> LevelTensors:
+    """Replace each parent's value by `combine` of it, (*shape), and of its children's of one level, (*shape, children), from the leaves up."""
     out = dict(values)
     for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
         parent = LEVELS[name].parent
         if parent is not None:
-            child = out[name].flatten(out[parent].dim()).amax(-1) if out[name].dim() > out[parent].dim() else out[name]
-            out[parent] = torch.maximum(out[parent], child)
+            below = out[name].reshape(*out[parent].shape, -1)
+            out[parent] = combine(out[parent], below)
     return out

@@ -18,7 +18,7 @@ from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores
+from nodesieve.scores import Scores, fold_upwards
 
 EXAMPLES = 512  # enough to rank by: squares of gradients vary less over examples than their mean does
 
@@ -51,13 +51,4 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
         journal.progress(done, count)
         if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
             raise KeyboardInterrupt
-    return _summed_upwards({level: value.cpu() / count for level, value in total.items()})
-
-
-def _summed_upwards(values: LevelTensors) -> LevelTensors:
-    out = dict(values)
-    for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
-        parent = LEVELS[name].parent
-        if parent is not None:
-            out[parent] = out[parent] + (out[name].flatten(out[parent].dim()).sum(-1) if out[name].dim() > out[parent].dim() else out[name])
-    return out
+    return fold_upwards({level: value.cpu() / count for level, value in total.items()}, lambda own, below: own + below.sum(-1))

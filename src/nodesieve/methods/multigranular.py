@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nodesieve import gates
 from nodesieve.batches import Batch, mix
+from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
 from nodesieve.errors import UserError
@@ -165,9 +166,13 @@ class _Run:
             z[level] = sample.expand(size, *log_alpha.shape)
         return z
 
+    def circuit(self) -> Circuit:
+        """The binary circuit of now, closed."""
+        return self._scores(self.log_alpha).circuit(0.0)
+
     def binary_gates(self) -> LevelTensors:
         """Gates of the circuit of now, 0 or 1, closed, (*shape(level))."""
-        return {level: x.to(self.device) for level, x in self._scores(self.log_alpha).circuit(0.0).gates().items()}
+        return {level: x.to(self.device) for level, x in self.circuit().gates().items()}
 
     def open_shares(self) -> LevelTensors:
         """The expected share of open gates of each learned level, as the penalties count it."""
@@ -182,7 +187,7 @@ class _Run:
 
     def kept_shares(self) -> dict[str, float]:
         """The share of each learned level that the binary circuit of now keeps, closed."""
-        masks = self._scores(self.log_alpha).circuit(0.0).masks
+        masks = self.circuit().masks
         return {level: masks[level].float().mean().item() for level in self.log_alpha}
 
     def warmup(self) -> float:
@@ -200,7 +205,7 @@ class _Run:
 
     def look(self) -> dict[str, float]:
         """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
-        circuit = self._scores(self.log_alpha).circuit(0.0)
+        circuit = self.circuit()
         (kl,) = self.problem.kl([circuit], "validation", first=LOOK)
         upper = upper_bound(kl)
         self.controller.validated(kl=float(kl.mean()))
