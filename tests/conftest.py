@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from nodesieve.architectures import FAMILIES
 from nodesieve.batches import Tokens
 from nodesieve.gated_model import GatedModel
 from nodesieve.models import LoadedModel
@@ -26,28 +21,62 @@ from nodesieve.tasks import words
 torch.set_num_threads(1)  # tiny models are faster on one thread, and leave the other to whoever runs beside
 
 VOCABULARY = 97
-TINY = {
-    "gpt2": GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=VOCABULARY, resid_pdrop=0.1),
-    "gpt_neox": GPTNeoXConfig(
-        num_hidden_layers=3, num_attention_heads=4, hidden_size=32, intermediate_size=64, vocab_size=VOCABULARY, max_position_embeddings=64
-    ),
-    "llama": LlamaConfig(
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        hidden_size=32,
-        intermediate_size=48,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=64,
-    ),
+FAMILIES_IN_DEPTH = ("gpt2", "gpt_neox", "llama")
+MODEL_TYPES = tuple(sorted(name for row in FAMILIES for name in row.model_types))
+
+# What makes a config small, under all the names that families have for it; a config takes those that it knows.
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 3),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "sliding_window"), 64),
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+    **dict.fromkeys(("num_experts", "num_local_experts"), 4),
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
+# Models of one family that are built differently: (model type, options)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon-7b": ("falcon", {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True}),
+    "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-rw": (
+        "falcon",
+        {"multi_query": False, "parallel_attn": False, "num_kv_heads": 4, "alibi": True, "new_decoder_architecture": False, "bias": True},
+    ),
+    "gpt_neo-local": ("gpt_neo", {"attention_types": [[["global", "local", "global"], 1]], "window_size": 4}),
+    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "granite-multipliers": (
+        "granite",
+        {"residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    ),
+    "gemma2-capped": ("gemma2", {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+}
+NEEDED: dict[str, dict[str, Any]] = {"gpt_neo": {"attention_types": [[["global"], 3]]}}
 
 
-def tiny_model(family: str, *, vocabulary: int = VOCABULARY, seed: int = 0) -> PreTrainedModel:
+def tiny_config(name: str, *, vocabulary: int = VOCABULARY) -> PreTrainedConfig:
+    """A small config of a model type, or of one of `VARIANTS`."""
+    model_type, options = VARIANTS.get(name, (name, {}))
+    kind = type(AutoConfig.for_model(model_type))
+    renamed = kind.attribute_map or {}
+    known = set(kind().to_dict())
+    small = {renamed.get(key, key): value for key, value in {**SMALL, "vocab_size": vocabulary}.items() if renamed.get(key, key) in known}
+    return kind(**{**small, **NEEDED.get(model_type, {}), **options})
+
+
+def tiny_model(name: str, *, vocabulary: int = VOCABULARY, seed: int = 0) -> PreTrainedModel:
     """A random model of the family, with weights large enough that every node matters."""
-    config = type(TINY[family]).from_dict({**TINY[family].to_dict(), "vocab_size": vocabulary})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, vocabulary=vocabulary))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,9 +92,15 @@ def random_tokens(rows: int = 3, length: int = 6, *, seed: int = 0, vocabulary: 
     return Tokens(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-@pytest.fixture(params=sorted(TINY))
+@pytest.fixture(params=FAMILIES_IN_DEPTH)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=[*MODEL_TYPES, *VARIANTS])
+def any_model(request: pytest.FixtureRequest) -> GatedModel:
+    """A tiny model of every registered family, and of the ways in which some families are built."""
+    return GatedModel(tiny_model(request.param))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import nodesieve as ns
-from conftest import TINY, tiny_model, word_tokenizer
+from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import cli
 from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
@@ -66,7 +66,7 @@ def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ablation", ["counterfactual", "mean", "zero"])
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", FAMILIES_IN_DEPTH)
 def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
     tokenizer = word_tokenizer()
     loaded = LoadedModel(id=family, revision=None, model=tiny_model(family, vocabulary=len(tokenizer)), tokenizer=tokenizer)

@@ -255,13 +255,14 @@ def nodes(directory: Path, levels: tuple[str, ...]) -> None:
 @click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
 def check_model(model: str, revision: str | None, device: str, trust_remote_code: bool) -> None:
     """Load MODEL, run it with all gates open, closed and in between, and say whether everything is as it must be."""
+    from nodesieve.architectures import is_known
     from nodesieve.console import print_levels
     from nodesieve.gated_model import GatedModel
     from nodesieve.models import load_model
-    from nodesieve.verify import verify
+    from nodesieve.verify import gate, verify
 
     loaded = load_model(model, revision=revision, device=device, trust_remote_code=trust_remote_code)
-    gated = GatedModel(loaded.model)
+    gated = GatedModel(loaded.model) if is_known(loaded.model) else gate(loaded.model)
     print_levels(gated.architecture, title=f"{model} ({loaded.model.config.model_type})")
     failed = []
     for check in verify(gated):

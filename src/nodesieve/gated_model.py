@@ -24,6 +24,8 @@ from nodesieve.nodes import NodeSpace, PlaceGates, place_gates
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WRITES = ("attention_write", "mlp_write")
+
 # (place, layer, activation) -> what takes its place; `place` is a field of Activations and PlaceGates.
 Edit = Callable[[str, int, Tensor], Tensor]
 
@@ -32,16 +34,17 @@ class GatedModel:
     """Runs `model` plainly, recorded or gated; always returns logits at the answer position only.
 
     Args:
-        model: a causal LM of a family in `nodesieve.architectures`. It is not changed.
+        model: a causal LM. It is not changed.
+        architecture: where its places are; by default what its family's row in `nodesieve.architectures` says.
 
     Raises:
-        UserError: the family is not known.
+        UserError: no architecture is given and the family has no row.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, architecture: Architecture | None = None) -> None:
         self.model = model
-        self.architecture: Architecture = resolve(model)
-        self._trims_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.architecture: Architecture = architecture or resolve(model)
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     @property
     def nodes(self) -> NodeSpace:
@@ -67,9 +70,9 @@ class GatedModel:
                 seen.embedding = x
             else:
                 getattr(seen, place).append(x)
-            return x
+            return x.clone() if place in WRITES else x  # Falcon adds to a write in place
 
-        with self._frozen(), self._hooked(keep):
+        with self._frozen(), self._hooked(keep, rows=len(tokens.input_ids)):
             self._run(tokens)
         return seen
 
@@ -92,11 +95,11 @@ class GatedModel:
             assert a is not None
             return torch.lerp(a, x, z.unsqueeze(1) if z.dim() == 2 else z)  # z is (B, 1, size) or (size,)
 
-        with self._frozen(), self._hooked(gate, skip=_always_open(at)):
+        with self._frozen(), self._hooked(gate, rows=len(tokens.input_ids), skip=_always_open(at)):
             return self._run(tokens)
 
     def _run(self, tokens: Tokens) -> Tensor:
-        trim: dict[str, Any] = {"logits_to_keep": 1} if self._trims_logits else {}
+        options: dict[str, Any] = {"logits_to_keep": 1, "position_ids": tokens.position_ids}  # models with ALiBi take no positions
         with ExitStack() as stack:
             head = self.model.get_output_embeddings()
             # The last position is a strided slice, which torch would multiply as B separate matrices: 10% of a step on a CPU.
@@ -104,9 +107,8 @@ class GatedModel:
             logits = self.model(
                 input_ids=tokens.input_ids,
                 attention_mask=tokens.attention_mask,
-                position_ids=tokens.position_ids,
                 use_cache=False,
-                **trim,
+                **{name: value for name, value in options.items() if name in self._takes},
             ).logits
         last: Tensor = logits[:, -1]
         return last.to(torch.promote_types(last.dtype, torch.float32))
@@ -128,15 +130,21 @@ class GatedModel:
                 module.training = True
 
     @contextmanager
-    def _hooked(self, edit: Edit, skip: frozenset[str] = frozenset()) -> Iterator[None]:
+    def _hooked(self, edit: Edit, *, rows: int, skip: frozenset[str] = frozenset()) -> Iterator[None]:
+        def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
+            """Some MLPs see a batch's positions as rows, (B * T, size)."""
+            return edit(place, layer, x) if x.dim() == 3 else edit(place, layer, x.reshape(rows, -1, x.shape[-1])).flatten(0, 1)
+
         with ExitStack() as stack:
 
             def on_input(module: nn.Module, place: str, layer: int) -> None:
-                hook = module.register_forward_pre_hook(lambda _m, args, kwargs: _edit_input(args, kwargs, place, layer, edit), with_kwargs=True)
+                hook = module.register_forward_pre_hook(
+                    lambda _m, args, kwargs: _edit_input(args, kwargs, place, layer, unflattened), with_kwargs=True
+                )
                 stack.callback(hook.remove)
 
             def on_output(module: nn.Module, place: str, layer: int) -> None:
-                hook = module.register_forward_hook(lambda _m, _args, out: _edit_output(out, place, layer, edit))
+                hook = module.register_forward_hook(lambda _m, _args, out: _edit_output(out, place, layer, unflattened))
                 stack.callback(hook.remove)
 
             if "embedding" not in skip:

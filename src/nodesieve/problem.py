@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import ABLATIONS, Ablation
+from nodesieve.architectures import locate
 from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
 from nodesieve.gated_model import GatedModel
@@ -17,6 +18,7 @@ from nodesieve.models import LoadedModel
 from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.tasks.base import SPLITS, SplitName, Task
 from nodesieve.tasks.encode import EncodedTask, encode
+from nodesieve.verify import gate
 
 
 class Problem:
@@ -43,7 +45,8 @@ class Problem:
         """The same problem on a copy of the model in another dtype, to learn with; itself where that is its dtype already."""
         if dtype == self.model.model.dtype:
             return self
-        copied = GatedModel(copy.deepcopy(self.model.model).to(dtype))
+        model = copy.deepcopy(self.model.model).to(dtype)
+        copied = GatedModel(model, locate(model, self.model.architecture.family))
         return Problem(copied, self.task, ablation=self.ablation_name, batch_size=self.batch_size)
 
     def full_logits(self, split: SplitName) -> Tensor:
@@ -83,4 +86,4 @@ def make_problem(loaded: LoadedModel, task: Task, *, ablation: str, splits: Sequ
     context = getattr(loaded.model.config, "max_position_embeddings", None)
     needed = [split for split in SPLITS if split in splits or (split == "train" and ablation == "mean")]
     encoded = encode(task, loaded.tokenizer, aligned=ablation == "counterfactual", device=loaded.model.device, context=context, needed=needed)
-    return Problem(GatedModel(loaded.model), encoded, ablation=ablation)
+    return Problem(gate(loaded.model), encoded, ablation=ablation)

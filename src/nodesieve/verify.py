@@ -1,21 +1,33 @@
 """Is a model gated as it must be? Checks by running it on random tokens; what `nodesieve check-model` prints.
 
-Open gates give the original logits bit for bit; closing everything, the embedding too, gives the corrupted run's; closing one node of
-each fine level changes the logits; a closed layer under zero ablation is a skipped layer; gradients reach every gate; no hook is left.
+Open gates give the original logits bit for bit; closing everything, the embedding too, gives the corrupted run's; the two writes of a
+layer are what it adds to the residual stream; closing one node of each fine level changes the logits; a closed layer under zero ablation
+is a skipped layer; gradients reach every gate; no hook is left.
+
+`gate` is how a model is taken into use: one of a known family after the first checks, any other only if a reading of its structure passes
+all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nodesieve.ablations import Activations
+from nodesieve.architectures import guess, is_known, unknown_family
 from nodesieve.batches import Tokens
+from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "mlp_output": "mlp_write"}
 
@@ -25,6 +37,44 @@ class Check:
     name: str
     passed: bool
     detail: str = ""
+
+
+def gate(model: PreTrainedModel) -> GatedModel:
+    """A model with gates that have been seen to work.
+
+    Raises:
+        UserError: a check failed, or the family is not known and no reading of the model's structure passes all checks.
+    """
+    if is_known(model):
+        gated = GatedModel(model)
+        failed = next((check for check in quick_checks(gated) if not check.passed), None)
+        if failed is not None:
+            raise UserError(f"expected of {model.config.model_type}: {failed.name}; got: {failed.detail}. `nodesieve check-model` says more")
+        return gated
+    for architecture in guess(model):
+        gated = GatedModel(model, architecture)
+        if _passes(gated):
+            row = architecture.family
+            warnings.warn(
+                f"model family {model.config.model_type!r} is not known; its structure was read as {row.attention_projection}, {row.mlp_projection}, "
+                f"written by {row.attention_write} and {row.mlp_write} in {row.layers}, and passed every check",
+                stacklevel=2,
+            )
+            return gated
+    raise unknown_family(model.config.model_type)
+
+
+def _passes(model: GatedModel) -> bool:
+    try:
+        return all(check.passed for check in verify(model))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):  # a place that is not what it seemed
+        return False
+
+
+def quick_checks(model: GatedModel) -> Iterator[Check]:
+    """The two that cost four short forward passes."""
+    for check, _ in zip(verify(model), range(2), strict=False):
+        yield check
 
 
 def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Check]:
@@ -44,6 +94,7 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
         yield Check(
             name="everything closed, the embedding too, gives the corrupted run", passed=torch.equal(swapped, other), detail=_gap(swapped, other)
         )
+        yield _writes_add_up(model, clean)
         own = model.record(clean)
         for level, place in PLACE_OF.items():
             index = _largest_difference(own, ablation, place, model.nodes.shape(level))
@@ -56,8 +107,9 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
         gates = {**opened, "layer": opened["layer"].clone()}
         gates["layer"][0] = 0
         skipped, without = model.gated_logits(clean, gates, zeros), _without_first_layer(model, clean)
+        norms = model.architecture.places[0].norms_after_sum
         yield Check(
-            name="a closed layer under zero ablation is a skipped layer",
+            name=f"a closed layer under zero ablation {'applies only its norms of the stream' if norms else 'is a skipped layer'}",
             passed=torch.allclose(skipped, without, atol=1e-4),
             detail=_gap(skipped, without),
         )
@@ -83,23 +135,53 @@ def _largest_difference(own: Activations, ablation: Activations, place: str, sha
     return tuple(int(i) for i in torch.unravel_index(by_node.argmax(), shape))
 
 
+def _writes_add_up(model: GatedModel, tokens: Tokens) -> Check:
+    """Layer 0 adds its two writes, times one number, to what enters it. Where a norm follows the sum there is nothing to compare."""
+    name = "the two writes of a layer are what it adds to the residual stream"
+    places = model.architecture.places[0]
+    if places.norms_after_sum:
+        return Check(name=f"{name} (not checked: this model normalises the stream itself)", passed=True)
+    ends: list[Tensor] = []
+    with _on_layer(model, lambda x: ends.append(x), lambda x: ends.append(x)):
+        seen = model.record(tokens)
+    added, written = (ends[1] - ends[0]).float(), (seen.attention_write[0] + seen.mlp_write[0]).float()
+    factor = (added * written).sum() / written.square().sum()
+    error = float((added - factor * written).norm() / added.norm())
+    return Check(name=name, passed=error < 0.01, detail=f"{100 * error:.2g}% of it comes from elsewhere")
+
+
 def _without_first_layer(model: GatedModel, tokens: Tokens) -> Tensor:
-    """Logits with layer 0 passing its input on untouched."""
-    layer = model.architecture.places[0].layer
+    """Logits with layer 0 passing its input on untouched, but for norms of the stream itself."""
     kept: list[Tensor] = []
 
-    def remember(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
+    def skip(_output: Tensor) -> Tensor:
+        x = kept[-1]
+        for norm in model.architecture.places[0].norms_after_sum:
+            x = norm(x)
+        return x
 
-    def skip(_module: object, _args: object, output: object) -> object:
-        return (kept[-1], *output[1:]) if isinstance(output, tuple) else kept[-1]
-
-    handles = [layer.register_forward_pre_hook(remember, with_kwargs=True), layer.register_forward_hook(skip)]
-    try:
+    with _on_layer(model, lambda x: kept.append(x), skip):
         return model.logits(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _on_layer(model: GatedModel, on_input: Callable[[Tensor], None], on_output: Callable[[Tensor], Tensor | None]) -> ExitStack:
+    """Watch what enters layer 0, and watch or replace what leaves it, while the context is open."""
+    layer = model.architecture.places[0].layer
+
+    def before(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        on_input(args[0] if args else kwargs["hidden_states"])
+
+    def after(_module: object, _args: object, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        new = on_output(first)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    stack = ExitStack()
+    stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+    stack.callback(layer.register_forward_hook(after).remove)
+    return stack
 
 
 def _hooks(model: GatedModel) -> int:

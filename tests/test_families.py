@@ -1,0 +1,81 @@
+"""The contract that every registered family keeps: a new row is tested by being there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from conftest import MODEL_TYPES, tiny_config, tiny_model
+from nodesieve.architectures import FAMILIES, guess, locate
+from nodesieve.batches import Tokens
+from nodesieve.circuit import Circuit, count_parameters
+from nodesieve.errors import UserError
+from nodesieve.gated_model import GatedModel
+from nodesieve.levels import LEVELS
+from nodesieve.verify import gate, verify
+
+
+def test_there_are_many_families_and_each_has_one_row() -> None:
+    assert len(MODEL_TYPES) == len(set(MODEL_TYPES)) >= 28
+
+
+def test_every_check_passes(any_model: GatedModel) -> None:
+    assert [check for check in verify(any_model) if not check.passed] == []
+
+
+def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedModel) -> None:
+    rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
+    generator = torch.Generator().manual_seed(1)
+    gates = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
+    clean, corrupted = Tokens.pad(rows, pad_id=0, device="cpu"), Tokens.pad([row[::-1] for row in rows], pad_id=0, device="cpu")
+    together = any_model.gated_logits(clean, gates, any_model.record(corrupted))
+    for i, row in enumerate(rows):
+        alone, other = (Tokens.pad([tokens], pad_id=0, device="cpu") for tokens in (row, row[::-1]))
+        torch.testing.assert_close(together[i : i + 1], any_model.gated_logits(alone, gates, any_model.record(other)), atol=2e-5, rtol=1e-3)
+
+
+def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:
+    everything = Circuit.of({level: mask.bool() for level, mask in any_model.nodes.full(1.0).items()})
+    count = count_parameters(everything, any_model.architecture)
+    projections = [m for places in any_model.architecture.places for m in places.layer.modules() if isinstance(m, nn.Linear | Conv1D)]
+    assert count.kept == count.total == sum(p.numel() for module in projections for p in module.parameters())
+
+
+class Unheard(LlamaForCausalLM):
+    """A model like Llama under a name that no row has."""
+
+
+def unheard_of(name: str = "llama") -> nn.Module:
+    model = tiny_model(name)
+    model.config.model_type = "unheard_of"
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "glm4", "gptj", "falcon", "phi", "starcoder2", "mpt", "gpt2"])
+def test_a_model_without_a_row_is_read_by_structure(name: str) -> None:
+    model = unheard_of(name)
+    with pytest.warns(UserWarning, match="'unheard_of' is not known"):
+        found = gate(model).architecture
+    row = next(row for row in FAMILIES if name in row.model_types)
+    expected = locate(model, row)
+    assert found.places == expected.places
+    assert found.nodes == expected.nodes
+    assert found.parameters == expected.parameters
+
+
+def test_a_write_before_its_norm_is_noticed() -> None:
+    model = unheard_of("gemma2")
+    plain = [architecture for architecture in guess(model) if architecture.family.mlp_write == "mlp.down_proj"]
+    failed = [check.name for check in verify(GatedModel(model, plain[0])) if not check.passed]
+    assert failed == ["the two writes of a layer are what it adds to the residual stream"]
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv", "deepseek_v3"])
+def test_a_model_that_fits_nothing_is_refused_in_one_line(model_type: str) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type))
+    with pytest.raises(UserError, match=r"expected a model of a known family .* got .*; add a row") as error:
+        gate(model)
+    assert "\n" not in str(error.value)
