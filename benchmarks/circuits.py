@@ -24,7 +24,8 @@ from nodesieve.report.plots import training_curves
 
 HERE = Path(__file__).parent
 CURVES = HERE.parent / "docs" / "curves"
-PLAN = ("ioi:0", "ioi:1", "ioi:2", "greater_than:0", "gendered_pronoun:0")
+# task:seed, or task:seed:budget where it is not the default
+PLAN = ("ioi:0", "ioi:1", "ioi:2", "greater_than:0", "gendered_pronoun:0", "greater_than:0:0.15", "gendered_pronoun:0:0.15")
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
 
@@ -32,38 +33,40 @@ LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED")
+    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET]")
     parser.add_argument("--collect", action="store_true", help="run nothing, write the table of what is there")
     parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
     options = parser.parse_args()
     for name in [] if options.collect else options.only:
-        discover(*name.split(":"), runs=options.runs, flags=options.flags)
-    rows = [row(*name.split(":"), runs=options.runs) for name in PLAN if (directory(*name.split(":"), options.runs) / "metrics.json").is_file()]
+        discover(name, runs=options.runs, flags=options.flags)
+    rows = [row(name, runs=options.runs) for name in PLAN if (directory(name, options.runs) / "metrics.json").is_file()]
     result = {"machine": machine(), "runs": rows}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (HERE / "results" / "circuits.md").write_text(markdown(result), "utf-8")
     for entry in rows:
-        draw(entry["task"], entry["seed"], runs=options.runs)
+        draw(entry["name"], runs=options.runs)
     print(markdown(result))
 
 
-def draw(task: str, seed: int, *, runs: Path) -> None:
+def draw(name: str, *, runs: Path) -> None:
     """The training curves of a run, as its report shows them."""
-    run = load_run(directory(task, str(seed), runs))
+    run = load_run(directory(name, runs))
     CURVES.mkdir(exist_ok=True)
-    (CURVES / f"{task}-{seed}.svg").write_text(training_curves(run.history, run.config.kl_budget), "utf-8")
+    (CURVES / f"{name.replace(':', '-')}.svg").write_text(training_curves(run.history, run.config.kl_budget), "utf-8")
 
 
-def directory(task: str, seed: str, runs: Path) -> Path:
-    return runs / f"circuits-{task}-{seed}"
+def directory(name: str, runs: Path) -> Path:
+    return runs / f"circuits-{name.replace(':', '-')}"
 
 
-def discover(task: str, seed: str, *, runs: Path, flags: list[str]) -> None:
-    out = directory(task, seed, runs)
+def discover(name: str, *, runs: Path, flags: list[str]) -> None:
+    out = directory(name, runs)
+    task, seed, *budget = name.split(":")
     if not (out / "metrics.json").is_file():
         unfinished = (out / "checkpoint.safetensors").is_file()
-        call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *flags]))
+        own = ["--kl-budget", *budget] if budget else []
+        call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *own, *flags]))
     if task == "ioi" and not (out / "other_words.json").is_file():
         measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", capture=True)
         (out / "other_words.json").write_text(measured, "utf-8")
@@ -76,10 +79,17 @@ def call(*arguments: Any, capture: bool = False) -> str:
     return done.stdout or ""
 
 
-def row(task: str, seed: str, *, runs: Path) -> dict[str, Any]:
-    out = directory(task, seed, runs)
-    metrics, circuit = (json.loads((out / name).read_text("utf-8")) for name in ("metrics.json", "circuit.json"))
-    found = {"task": task, "seed": int(seed), "metrics": metrics, "versions": circuit["versions"], "examples": circuit["examples"]["splits"]}
+def row(name: str, *, runs: Path) -> dict[str, Any]:
+    out = directory(name, runs)
+    metrics, circuit = (json.loads((out / file).read_text("utf-8")) for file in ("metrics.json", "circuit.json"))
+    found = {
+        "name": name,
+        "task": circuit["task"],
+        "seed": circuit["seed"],
+        "metrics": metrics,
+        "versions": circuit["versions"],
+        "examples": circuit["examples"]["splits"],
+    }
     if (out / "other_words.json").is_file():
         found["other_words"] = json.loads((out / "other_words.json").read_text("utf-8"))["circuit"]["test"]
     return found
@@ -89,6 +99,7 @@ def markdown(result: dict[str, Any]) -> str:
     heads = [
         "task",
         "seed",
+        "budget",
         "heads",
         "dims",
         "neurons",
@@ -110,6 +121,7 @@ def markdown(result: dict[str, Any]) -> str:
         cells = [
             entry["task"],
             entry["seed"],
+            f"{metrics['budget']['kl']:g}",
             *[f"{metrics['nodes'][level]['kept']:,}" for level in LEVELS],
             f"{100 * metrics['size']:.1f}%",
             validation(metrics),

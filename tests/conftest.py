@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+import re
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -12,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+import nodesieve.tasks
 from nodesieve.architectures import FAMILIES
 from nodesieve.batches import Tokens
 from nodesieve.gated_model import GatedModel
@@ -115,12 +119,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    texts = " ".join(value for name in dir(words) if name.isupper() for value in [" ".join(getattr(words, name))])
-    from nodesieve.tasks import gendered_pronoun, greater_than, ioi
-
-    for module in (ioi, greater_than, gendered_pronoun):
-        texts += " " + " ".join(module.TEMPLATES)
-    pieces = {piece for word in texts.split() for piece in (word, word.strip(".,"))} | set("0123456789.,'") | {"he", "she", "t", "isn", "wasn"}
+    texts = [" ".join(value) for name, value in vars(words).items() if name.isupper()]
+    for module in pkgutil.iter_modules(nodesieve.tasks.__path__, "nodesieve.tasks."):
+        texts += getattr(importlib.import_module(module.name), "TEMPLATES", ())
+    pieces = set(re.findall(r"\w+|[^\w\s]", " ".join(texts))) | set("0123456789") | {"he", "she", "is", "are", "was", "were", "has", "have"}
     vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *sorted(pieces)])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Sequence(

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import MODEL_TYPES, tiny_config, tiny_model
 from nodesieve.architectures import FAMILIES, guess, locate
-from nodesieve.batches import Tokens
+from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
@@ -26,11 +26,12 @@ def test_every_check_passes(any_model: GatedModel) -> None:
     assert [check for check in verify(any_model) if not check.passed] == []
 
 
-def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedModel) -> None:
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedModel, side: PaddingSide) -> None:
     rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
     generator = torch.Generator().manual_seed(1)
     gates = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
-    clean, corrupted = Tokens.pad(rows, pad_id=0, device="cpu"), Tokens.pad([row[::-1] for row in rows], pad_id=0, device="cpu")
+    clean, corrupted = (Tokens.pad(some, pad_id=0, device="cpu", side=side) for some in (rows, [row[::-1] for row in rows]))
     together = any_model.gated_logits(clean, gates, any_model.record(corrupted))
     for i, row in enumerate(rows):
         alone, other = (Tokens.pad([tokens], pad_id=0, device="cpu") for tokens in (row, row[::-1]))

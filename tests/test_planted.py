@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nodesieve.circuit import Circuit
-from nodesieve.config import make_config
+from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS
@@ -22,7 +22,7 @@ def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
 
 
 def test_the_plant_is_what_it_claims_to_be() -> None:
-    problem = make_problem(planted_model(), planted_task(), ablation="counterfactual")
+    problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
     everything = {level: mask.bool() for level, mask in problem.nodes.full(1.0).items()}
     for level in DEFAULT_LEVELS:
         indices = all_nodes(problem.nodes, level)
@@ -31,7 +31,7 @@ def test_the_plant_is_what_it_claims_to_be() -> None:
             mask = everything[level].clone()
             mask[index] = False
             circuits.append(Circuit.of({**everything, level: mask}))
-        for index, kl in zip(indices, problem.kl(circuits, "test"), strict=True):
+        for index, kl in zip(indices, problem.losses(circuits, "test"), strict=True):
             if index in PLANTED[level]:
                 assert kl.mean() > 2 * BUDGET, (level, index)
             else:
@@ -54,7 +54,7 @@ def test_attribution_finds_the_plant_too(method: str) -> None:
 
 
 def test_fisher_information_is_nothing_where_the_answer_does_not_depend_on_a_node() -> None:
-    problem = make_problem(planted_model(), planted_task(), ablation="counterfactual")
+    problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
     information = fisher_information(problem, make_config({}), Journal())
     for level in DEFAULT_LEVELS:
         planted = torch.zeros_like(information[level], dtype=torch.bool)

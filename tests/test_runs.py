@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,21 @@ from safetensors.torch import load_file
 
 import nodesieve as ns
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
-from nodesieve import cli
+from nodesieve import cli, config, metrics
+from nodesieve.batches import Batch
 from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
 from nodesieve.discovery import Interrupted
+from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
+from nodesieve.tasks.words import FEMALE_NAMES as NAMES
+from nodesieve.tasks.words import PLACES
 
-QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2}
+QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2, "force": True}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,11 @@ def nodesieve(*arguments: object) -> int:
 
 
 def quick_flags(**more: object) -> list[str]:
-    return [part for name, value in {**QUICK, **more}.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags: list[str] = []
+    for name, value in {**QUICK, **more}.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
+    return flags
 
 
 def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -97,8 +106,73 @@ def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, obje
         assert torch.equal(run.circuit.masks["head_dim"].all(-1), run.circuit.masks["head"])
 
 
+def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 200 .*--force goes on"):
+        ns.discover(loaded, task, make_config({**QUICK, "force": False}))
+
+
+def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False}))
+    assert run.metrics["full"]["test"]["accuracy"] == run.metrics["full"]["validation"]["accuracy"] == 1
+    counts = run.description["examples"]["splits"]
+    assert counts["test"]["used"] + counts["test"]["skipped_full_model_wrong"] == 200
+    assert 0 < counts["test"]["used"] < 200
+
+
+def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    left, right = (make_problem(loaded, task, make_config({"force": True, "padding_side": side})) for side in ("left", "right"))
+    circuit = ablated_circuit(left)
+    torch.testing.assert_close(left.full_logits("test"), right.full_logits("test"))
+    torch.testing.assert_close(left.losses([circuit], "test")[0], right.losses([circuit], "test")[0])
+
+
+def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    seen = []
+
+    def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seen.append(len(batch.answers))
+        return torch.stack([-row.log_softmax(-1)[list(answers)].logsumexp(0) for row, answers in zip(logits, batch.answers, strict=True)])
+
+    own = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}), loss=answer_loss)
+    plain = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}))
+    assert seen
+    assert own.metrics["budget"]["met"]
+    assert own.history[-1]["loss"] != plain.history[-1]["loss"]
+    assert "kl" in own.metrics["circuit"]["test"]
+
+
+def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -> None:
+    records = [{"clean": f"Then {name} went to the {place}", "answers": " park"} for name in NAMES[:20] for place in PLACES[:2]]
+    task = ns.load_task(records, loaded.tokenizer)
+    for ablation in ("mean", "zero"):
+        run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "force": False}))
+        assert run.metrics["circuit"]["test"]["logit_diff"] is None
+        assert run.metrics["circuit"]["test"]["kl"] >= 0
+    with pytest.raises(ns.UserError, match="expects a corrupted prompt for every example"):
+        ns.discover(loaded, task, make_config(QUICK))
+
+
+def test_answers_over_all_their_tokens_and_further_metrics(loaded: LoadedModel) -> None:
+    records = [
+        {"clean": f"{a} and {b} went to", "corrupted": f"{b} and {a} went to", "answers": f" {a} and {b}", "distractors": f" {b} and {a}"}
+        for a, b in pairwise(NAMES[:30])
+    ]
+    options = {**QUICK, "answer_tokens": "all", "metrics": ["prob_diff"]}
+    metrics = ns.discover(loaded, ns.load_task(records, loaded.tokenizer), make_config(options)).metrics["circuit"]["test"]
+    assert metrics["prob_diff"] is not None
+    assert metrics["logit_diff"] is not None
+
+
+def test_the_names_of_further_metrics_are_known_without_torch() -> None:
+    assert set(config.EXTRA_METRICS) == set(metrics.EXTRA_METRICS)
+
+
 def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they_were(loaded: LoadedModel) -> None:
-    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), ablation="counterfactual")
+    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), ns.DiscoverConfig(force=True))
     before = problem.full_logits("validation")
     learner = problem.in_dtype(torch.bfloat16)
     assert learner.model.model.dtype == torch.bfloat16
@@ -106,7 +180,7 @@ def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they
     assert problem.in_dtype(torch.float32) is problem
     learner.full_logits("validation")
     batch = problem.task["validation"].batch(range(4))
-    assert torch.equal(problem.model.logits(batch.clean), before[:4])
+    torch.testing.assert_close(problem.model.logits(batch.clean), before[:4])  # bfloat16 is off by a hundredth
 
 
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -197,7 +271,7 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
         (["discover", "--method", "magic"], "'magic' is not one of"),
         (["discover", "--model", "no/such-model-here"], "could not load 'no/such-model-here'"),
         (["discover", "--model", "missing.gguf"], "expected a GGUF file, found none"),
-        (["discover", "--task", "no-such-task"], "expected a built-in task (ioi, greater_than, gendered_pronoun) or a file"),
+        (["discover", "--task", "no-such-task"], "expected a built-in task (ioi, greater_than, gendered_pronoun, "),
         (["discover", "--device", "abacus"], "expected a device that torch has here"),
         (["discover", "--resume", "nowhere"], "--resume expects the directory of an unfinished run"),
         (["evaluate", "nowhere"], "expected a run's directory"),

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
+import io
 import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import word_tokenizer
+from nodesieve.batches import EncodedExample, Split
 from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS, words
 from nodesieve.tasks.base import SPLITS, Example, Task
-from nodesieve.tasks.encode import encode
+from nodesieve.tasks.encode import Encoding, encode
 from nodesieve.tasks.load import load_task
 from nodesieve.tasks.readers import read_task
 
 NAMES = {*words.FEMALE_NAMES, *words.MALE_NAMES, *words.FURTHER_NAMES}
-NOUNS = {*words.PLACES, *words.OBJECTS, *words.EVENTS, *words.ROLES}
+PAIRED = {word for pair in (*words.NUMBERED, *words.CAPITALS) for word in pair.split("/")}
+NOUNS = {*words.PLACES, *words.OBJECTS, *words.EVENTS, *words.ROLES, *words.ARGUMENTS, *PAIRED}
 
 
-def words_of(examples: tuple[Example, ...], among: set[str]) -> set[str]:
-    return {word.strip(".,'") for example in examples for text in (example.clean, example.corrupted or "") for word in text.split()} & among
+def words_of(examples: Sequence[Example], among: set[str]) -> set[str]:
+    return {word for example in examples for text in (example.clean, example.corrupted or "") for word in re.findall(r"\w+", text)} & among
 
 
 @pytest.mark.parametrize("name", BUILTINS)
@@ -48,9 +57,7 @@ def test_only_redrawn_examples_know_the_further_names() -> None:
 
 
 def templates(name: str) -> tuple[str, ...]:
-    from nodesieve.tasks import gendered_pronoun, greater_than, ioi
-
-    return {"ioi": ioi, "greater_than": greater_than, "gendered_pronoun": gendered_pronoun}[name].TEMPLATES
+    return tuple(re.sub(r"\{\w+\}", "", template) for template in importlib.import_module(f"nodesieve.tasks.{name}").TEMPLATES)
 
 
 @pytest.mark.parametrize("name", BUILTINS)
@@ -62,7 +69,7 @@ def test_the_same_seed_gives_the_same_task_and_another_seed_another(name: str, t
 @pytest.mark.parametrize("name", BUILTINS)
 def test_clean_and_corrupted_prompts_have_the_same_length(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = encode(load_task(name, tokenizer, train_size=100), tokenizer, aligned=True, device=torch.device("cpu"))
-    assert encoded.skipped == dict.fromkeys(SPLITS, 0)
+    assert encoded.skipped == {split: {"unequal_length": 0} for split in SPLITS}
     assert all(len(e.clean) == len(e.corrupted or ()) for split in SPLITS for e in encoded[split].examples)  # type: ignore[index]
 
 
@@ -102,13 +109,19 @@ def test_pairs_of_different_length_are_left_out_counted_and_shown(tokenizer: Pre
     bad = Example(clean="When Mary gave", corrupted="When John and Mary gave", answers=(" Mary",), distractors=(" John",))
     splits = dict.fromkeys(SPLITS, (good, good, bad))
     encoded = encode(Task(name="t", splits=splits), tokenizer, aligned=True, device=torch.device("cpu"))
-    assert encoded.skipped == dict.fromkeys(SPLITS, 1)
+    assert encoded.skipped == {split: {"unequal_length": 1} for split in SPLITS}
     assert len(encode(Task(name="t", splits=splits), tokenizer, aligned=False, device=torch.device("cpu"))["test"]) == 3
     with pytest.raises(UserError, match=r"different token length, e\.g\. 'When Mary gave'"):
         encode(Task(name="t", splits=dict.fromkeys(SPLITS, (bad, bad))), tokenizer, aligned=True, device=torch.device("cpu"))
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12).filter(str.strip)
+
+
+def without_answers(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "distractors": [text for text in row["distractors"] if text not in row["answers"]]}
+
+
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
@@ -117,25 +130,92 @@ ROWS = st.lists(
             "answers": st.lists(TEXT, min_size=1, max_size=3, unique=True),
             "distractors": st.lists(TEXT, max_size=2, unique=True),
         }
-    ),
+    ).map(without_answers),
     min_size=10,
     max_size=25,
     unique_by=lambda row: row["clean"],
 )
+# A row as each format can hold it, and how it is written.
+Rows = list[dict[str, Any]]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ROWS)
-def test_any_valid_file_is_read_back(tmp_path: Path, rows: list[dict[str, object]]) -> None:
-    file = tmp_path / "task.jsonl"
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+def one_answer(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "answers": row["answers"][:1], "distractors": row["distractors"][:1]}
+
+
+def with_ids(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "answers": [len(row["clean"])], "distractors": [1000 + len(row["clean"])]}
+
+
+def tagged(row: dict[str, Any]) -> dict[str, Any]:
+    clean, corrupted = ("p" + row[key].replace("<", "").strip() for key in ("clean", "corrupted"))
+    return {"clean": clean, "corrupted": corrupted, "answers": [" " + "".join(row["answers"][:1]).replace("<", "") + "x"], "distractors": []}
+
+
+def write_csv(rows: Rows, good: str, bad: str) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["", "clean", "corrupted", good, bad])
+    writer.writerows(
+        [i, row["clean"], row["corrupted"], *(cell[0] if cell else "" for cell in (row["answers"], row["distractors"]))] for i, row in enumerate(rows)
+    )
+    return out.getvalue()
+
+
+def prompts(rows: Rows, indent: int | None) -> str:
+    renamed = [{"clean": r["clean"], "corrupt": r["corrupted"], "answers": r["answers"], "wrong_answers": r["distractors"]} for r in rows]
+    return json.dumps({"seq_labels": None, "prompts": renamed}, indent=indent, ensure_ascii=False)
+
+
+FORMATS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[Rows], str]]] = {
+    "native": (dict, lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)),
+    "prompts": (dict, lambda rows: prompts(rows, 2)),
+    "prompts on one line": (dict, lambda rows: prompts(rows, None)),
+    "csv with ids": (with_ids, lambda rows: write_csv(rows, "correct_idx", "incorrect_idx")),
+    "csv with other ids": (with_ids, lambda rows: write_csv(rows, "clean_answer_idx", "corrupted_answer_idx")),
+    "csv with text": (one_answer, lambda rows: write_csv(rows, "answer", "distractor")),
+    "tags": (
+        tagged,
+        lambda rows: "".join(
+            json.dumps({"clean": f"{r['clean']} <predict>{r['answers'][0][1:]}</predict>", "corrupted": r["corrupted"]}) + "\n" for r in rows
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS)
+def test_any_valid_file_is_read_back(tmp_path: Path, name: str, rows: Rows) -> None:
+    adapt, write = FORMATS[name]
+    rows = [adapt(row) for row in rows]
+    file = tmp_path / "task"
+    file.write_text(write(rows), "utf-8", newline="")
+    expected = {(r["clean"], r["corrupted"], tuple(r["answers"]), tuple(r["distractors"])) for r in rows}
+    if len(expected) < 10:
+        return
     task = read_task(file, seed=0)
-    read = {example for examples in task.splits.values() for example in examples}
-    assert {(e.clean, e.corrupted, e.answers, e.distractors) for e in read} == {
-        (r["clean"], r["corrupted"], tuple(r["answers"]), tuple(r["distractors"]))
-        for r in rows  # type: ignore[arg-type]
-    }
+    assert {(e.clean, e.corrupted, e.answers, e.distractors) for examples in task.splits.values() for e in examples} == expected
     assert task == read_task(file, seed=0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS, data=st.data())
+def test_a_broken_file_is_read_or_refused_in_one_line(tmp_path: Path, name: str, rows: Rows, data: st.DataObject) -> None:
+    adapt, write = FORMATS[name]
+    content = write([adapt(row) for row in rows]).encode()
+    start = data.draw(st.integers(0, len(content)))
+    content = content[:start] + data.draw(st.binary(max_size=6)) + content[start + data.draw(st.integers(0, 20)) :]
+    file = tmp_path / "task"
+    file.write_bytes(content)
+    try:
+        read_task(file, seed=0)
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert "\n" not in refusal
 
 
 GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [" y"]}'
@@ -148,8 +228,8 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("hello\n", "line 1: expected one of these formats"),
         (GOOD + '\n{"clean": 3, "answers": ["x"]}\n', r"line 2: expected text under 'clean', got 3"),
         (GOOD + '\n{"answers": ["x"]}\n', r"line 2: expected text under 'clean', got nothing"),
-        (GOOD + '\n{"clean": "a", "answers": []}\n', r"line 2: expected a list of strings under 'answers'"),
-        (GOOD + '\n{"clean": "a", "answers": [""]}\n', r"line 2: expected a list of strings under 'answers'"),
+        (GOOD + '\n{"clean": "a", "answers": []}\n', r"line 2: expected an answer or a list of them under 'answers'"),
+        (GOOD + '\n{"clean": "a", "answers": [""]}\n', r"line 2: expected an answer or a list of them under 'answers'"),
         (GOOD + "\n[1]\n", "line 2: expected a JSON object, got list"),
         (GOOD + "\n{\n", "line 2: expected a JSON object"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "dev"}\n', "expected a split of train, validation, test, got 'dev'"),
@@ -185,3 +265,120 @@ def test_given_splits_are_kept_and_may_not_overlap(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with pytest.raises(UserError, match="line 7: expected no example in two splits"):
         read_task(file, seed=0)
+
+
+LINE = {"clean": "1 + 2 =", "corrupted": "1 + 4 =", "answers": ["3"], "distractors": ["5"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"prompts": [\n{"clean": "a", "corrupt": "b", "answers": ["x"], "wrong_answers": ["x"]}]}',
+            "line 2: expected answers that are no distractors",
+        ),
+        ('{"prompts": [\n\n{"clean": "a"}]}', "line 3: expected an answer or a list of them under 'answers', none empty, got nothing"),
+        ('{"prompts": [{"clean": "a", "answers": ["x"]},\n{"clean": ]}', "line 2: expected a JSON object"),
+        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 3: expected a token id under 'correct_idx', got 'one'"),
+        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
+        ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
+        ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
+        ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
+        ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
+    ],
+)
+def test_bad_files_of_other_formats_are_refused_with_their_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "task"
+    file.write_text(content, "utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        read_task(file, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_million_lines_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    file.write_text((json.dumps(LINE) + "\n") * 1_000_000, "utf-8")
+    with pytest.raises(UserError, match=r"expected at most 200,000 examples.*random sample"):
+        read_task(file, seed=0)
+
+
+def test_records_with_columns_of_other_names_and_datasets_by_split(tokenizer: PreTrainedTokenizerFast) -> None:
+    records = [{"prompt": f"p{i}", "other": f"q{i}", "target": " Mary", "wrong": " John"} for i in range(20)]
+    columns = {"clean": "prompt", "corrupted": "other", "answers": "target", "distractors": "wrong"}
+    task = load_task(records, tokenizer, columns=columns)
+    assert sum(map(len, task.splits.values())) == 20
+    by_split = {"train": records[:5], "validation": records[5:9], "test": records[9:]}
+    assert [len(load_task(by_split, tokenizer, columns=columns).splits[split]) for split in SPLITS] == [5, 4, 11]
+    with pytest.raises(UserError, match="record 1: expected a column 'question'"):
+        load_task(records, tokenizer, columns={**columns, "clean": "question"})
+    with pytest.raises(UserError, match="columns expects keys among"):
+        load_task(records, tokenizer, columns={"answer": "target"})
+
+
+def one_task(*examples: Example) -> Task:
+    return Task(name="t", splits=dict.fromkeys(SPLITS, examples))
+
+
+GAVE = Example(clean="When Mary gave", corrupted="When John gave", answers=(" Mary",), distractors=(" John",))
+
+
+def test_unequal_lengths_may_be_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    bad = Example(clean="When Mary gave", corrupted="When John and Mary gave", answers=(" Mary",), distractors=(" John",))
+    with pytest.raises(UserError, match="expected clean and corrupted prompts of the same token length, got 3 and 5"):
+        encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"), encoding=Encoding(unequal="error"))
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    bad = Example(clean="When Mary gave", corrupted="When John gave", answers=(10**6,), distractors=(3,))
+    with pytest.raises(UserError, match=r"expected token ids below .* got 1000000 .* another tokenizer"):
+        encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"))
+
+
+def test_answers_of_several_tokens_count_by_the_first_or_by_each(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = Example(clean="When Mary gave", corrupted="When John gave", answers=(" Mary and John",), distractors=(" John and Mary",))
+    mary, and_, john = tokenizer("Mary and John")["input_ids"]
+    first = encode(one_task(example, GAVE), tokenizer, aligned=True, device=torch.device("cpu"))["test"].examples
+    assert [e.answers for e in first] == [(mary,), (mary,)]
+    every = encode(one_task(example, GAVE), tokenizer, aligned=True, device=torch.device("cpu"), encoding=Encoding(answer_tokens="all"))[
+        "test"
+    ].examples
+    assert [e.answers for e in every] == [(mary,), (and_,), (john,), (mary,)]
+    assert [e.distractors for e in every] == [(john,), (), (), (john,)]
+    assert every[2].clean[-2:] == (every[2].corrupted or ())[-2:] == (mary, and_)
+
+
+def test_a_space_that_is_a_token_of_its_own_belongs_to_the_prompt() -> None:
+    raw = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "_": 2, "3": 3, "5": 4}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.Replace(" ", "_")
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    raw.decoder = decoders.Replace("_", " ")
+    digits = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
+    example = Example(clean="a a", corrupted="aaa", answers=(" 3",), distractors=(" 5",))
+    found = encode(one_task(example, example), digits, aligned=True, device=torch.device("cpu"))["test"].examples[0]
+    assert (found.clean, found.corrupted, found.answers, found.distractors) == ((1, 2, 1, 2), (1, 1, 1, 2), (3,), (4,))
+
+
+def test_prompts_can_go_through_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="expects a tokenizer with a chat template"):
+        encode(one_task(GAVE, GAVE), tokenizer, aligned=True, device=torch.device("cpu"), encoding=Encoding(chat_template=True))
+    chatty = word_tokenizer()
+    chatty.chat_template = "{% for m in messages %}( {{ m.content }} ){% endfor %}{% if add_generation_prompt %} :{% endif %}"
+    found = encode(one_task(GAVE, GAVE), chatty, aligned=True, device=torch.device("cpu"), encoding=Encoding(chat_template=True))["test"].examples[0]
+    assert chatty.decode(list(found.clean)) == "( When Mary gave ) :"
+
+
+def test_prompts_beyond_the_context_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="expected prompts of at most 2 tokens"):
+        encode(one_task(GAVE, GAVE), tokenizer, aligned=True, device=torch.device("cpu"), context=2)
+
+
+def test_batches_hold_like_lengths_and_say_which_they_are() -> None:
+    rows = tuple(EncodedExample(clean=(1,) * n, corrupted=None, answers=(0,), distractors=()) for n in (9, 2, 8, 3, 9, 2))
+    split = Split(examples=rows, pad_id=0, device=torch.device("cpu"), padding_side="right")
+    batches = list(split.batches(2))
+    assert [batch.index.tolist() for batch in batches] == [[1, 5], [3, 2], [0, 4]]
+    assert batches[1].clean.attention_mask.tolist() == [[1] * 3 + [0] * 5, [1] * 8]
+    assert batches[1].clean.last.tolist() == [2, 7]
+    drawn = [split.training_batch(step, 2, seed=0).index.tolist() for step in range(3)]
+    assert sorted(i for index in drawn for i in index) == list(range(6))
+    assert all(abs(len(rows[a].clean) - len(rows[b].clean)) <= 5 for a, b in drawn)

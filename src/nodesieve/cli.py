@@ -61,14 +61,17 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         allowed = choices(hints[field.name])
         default = info.get_default(call_default_factory=True)
         shown = ",".join(default) if isinstance(default, tuple) else default
-        note = f"  [default: {shown}]" if shown not in (None, {}) else ""
+        note = f"  [default: {shown}]" if shown not in (None, "", {}) and not isinstance(shown, bool) else ""
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(default, bool):
+            command = click.option(flag, field.name, is_flag=True, default=None, help=info.description)(command)
+            continue
         if isinstance(default, dict):
             kind: Any = PerLevelType()
         elif allowed:
             kind = click.Choice(allowed)
         else:
             kind = {int: int, float: float}.get(type(default), float if field.name == "keep" else str)
-        flag = "--" + field.name.replace("_", "-")
         command = click.option(flag, field.name, type=kind, default=None, help=info.description + note)(command)
     return command
 

@@ -20,6 +20,7 @@ ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal["multigranular", "fisher", "gate_gradient", "uniform_gradient"]
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+EXTRA_METRICS = ("prob_diff", "cutoff_sharpness")
 
 LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.05)
 LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
@@ -52,6 +53,13 @@ class DiscoverConfig:
     task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
     train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
     redraws: int = Field(default=15, ge=0, description="further training examples, with other words, for each of a built-in task's")
+    unequal: Literal["skip", "error"] = Field(default="skip", description="pairs of prompts of different token length, under counterfactual")
+    only_correct: bool = Field(default=False, description="keep the examples that the full model gets right, in every split")
+    answer_tokens: Literal["first", "all"] = Field(default="first", description="score an answer by its first token, or by each of its tokens")
+    chat_template: bool = Field(default=False, description="give prompts as a user's turn of the tokenizer's chat template")
+    padding_side: Literal["left", "right"] = Field(default="left", description="where shorter prompts of a batch are padded")
+    metrics: tuple[str, ...] = Field(default=(), description="further metrics, beside the task's own: prob_diff, cutoff_sharpness")
+    force: bool = Field(default=False, description="go on where the full model itself is near chance on the task")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
     device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
@@ -101,6 +109,15 @@ class DiscoverConfig:
             raise ValueError(f"expected different names from {', '.join(LEVELS)}, got {', '.join(names) or 'none'}")
         return tuple(level for level in LEVELS if level in names)
 
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _known_metrics(cls, value: Any) -> Any:
+        names = tuple(name for name in value.split(",") if name) if isinstance(value, str) else tuple(value)
+        unknown = [name for name in names if name not in EXTRA_METRICS]
+        if unknown:
+            raise ValueError(f"expected metrics among {', '.join(EXTRA_METRICS)}, got {', '.join(unknown)}")
+        return names
+
     @field_validator(*PER_LEVEL, mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
@@ -119,7 +136,7 @@ class DiscoverConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields, as `config.yaml` holds it."""
-        return {**asdict(self), "levels": list(self.levels)}
+        return {**asdict(self), "levels": list(self.levels), "metrics": list(self.metrics)}
 
 
 def make_config(options: Mapping[str, Any]) -> DiscoverConfig:

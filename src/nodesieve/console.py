@@ -52,6 +52,10 @@ class ConsoleJournal(RunJournal):
         if not self._quiet and not self._console.is_terminal:
             self._console.print(text, highlight=False)
 
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, highlight=False, markup=False, overflow="ellipsis", no_wrap=True)
+
     def progress(self, step: int, total: int, **facts: float) -> None:
         shown = []
         if "kl" in facts:

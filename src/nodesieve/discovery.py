@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
-from nodesieve.problem import Problem, make_problem
+from nodesieve.problem import Loss, Problem, as_counts, make_problem
 from nodesieve.run import Run, describe
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
@@ -34,7 +35,9 @@ class Interrupted(Exception):
         self.run = run
 
 
-def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = None, *, journal: Journal | None = None) -> Run:
+def discover(
+    loaded: LoadedModel, task: Task, config: DiscoverConfig | None = None, *, journal: Journal | None = None, loss: Loss | None = None
+) -> Run:
     """Find the circuit of `task` in a model.
 
     Args:
@@ -42,6 +45,8 @@ def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = No
         task: from `load_task`.
         config: options; by default those of `DiscoverConfig`. Its `model`, `task`, `device` and `dtype` only describe the run.
         journal: where progress and checkpoints go; by default nowhere.
+        loss: what the circuit is to keep low instead of KL(full || circuit): takes the gated model's logits at the answer (B, V) and a
+            `nodesieve.batches.Batch`, gives one number an example (B,). Budget, controller and selection then go by it; the KL is still reported.
 
     Raises:
         UserError: model, task and options do not fit together.
@@ -49,7 +54,9 @@ def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = No
     """
     config = config or DiscoverConfig()
     journal = journal or Journal()
-    problem = make_problem(loaded, task, ablation=config.ablation)
+    problem = make_problem(loaded, task, config, loss=loss)
+    for line in _examples_in_words(problem):
+        journal.note(line)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     journal.say("scoring")
@@ -78,7 +85,7 @@ def discover(loaded: LoadedModel, task: Task, config: DiscoverConfig | None = No
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
     def measure(circuits: Any) -> list[torch.Tensor]:
-        return problem.kl(circuits, "validation")
+        return problem.losses(circuits, "validation")
 
     if config.keep is not None:
         return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)
@@ -117,9 +124,14 @@ def _metrics(problem: Problem, selection: Selection, evaluation: Evaluation, con
 
 
 def _examples(problem: Problem) -> dict[str, Any]:
-    task = problem.task
-    splits = {split: {"used": len(task.splits[split]), "skipped_unequal_length": task.skipped[split]} for split in task.splits}
-    return {"splits": splits, "shown": list(task.shown)}
+    return {"splits": as_counts(problem.task), "shown": list(problem.task.shown)}
+
+
+def _examples_in_words(problem: Problem) -> Iterator[str]:
+    yield from (f"example: {example}" for example in problem.task.shown)
+    for split, counts in as_counts(problem.task).items():
+        skipped = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
+        yield f"{split}: {', '.join([str(counts['used']) + ' examples', *skipped])}"
 
 
 def peak_memory(device: torch.device) -> int:

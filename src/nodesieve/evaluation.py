@@ -1,14 +1,14 @@
 """What a circuit does: the metrics of the full model, the circuit, and everything ablated, over the examples of a split.
 
 `kl` is KL(full || circuit) in nats at the answer position, `kl_p95` its 95th percentile over examples; `exact_match` says how often both give the
-same top token; `faithfulness` is (m(circuit) - m(ablated)) / (m(full) - m(ablated)) with m the mean logit difference. Metrics that need
-distractors are None where an example has none. "Ablated" closes every node but the embedding, under the problem's own ablation.
+same top token; `faithfulness` is (m(circuit) - m(ablated)) / (m(full) - m(ablated)) with m the mean logit difference. Metrics that need distractors
+are means over the examples that have some, None where none has. "Ablated" closes every node but the embedding, under the problem's own ablation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def evaluate(loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[Spli
     Raises:
         UserError: the run was made on a model of other sizes, or the task cannot be used.
     """
-    problem = make_problem(loaded, task, ablation=run.config.ablation, splits=splits)
+    problem = make_problem(loaded, task, replace(run.config, force=True), splits=splits)
     for level, mask in run.circuit.masks.items():
         if mask.shape != problem.nodes.shape(level):
             raise UserError(
@@ -68,7 +68,7 @@ def ablated_circuit(problem: Problem) -> Circuit:
 def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> tuple[Metrics, ...]:
     """Metrics of the full model and of each circuit, from one pass over the split."""
     full_logits = problem.full_logits(split)
-    has_distractors = all(example.distractors for example in problem.task[split].examples)
+    has_distractors = any(example.distractors for example in problem.task[split].examples)
     rows: list[dict[str, list[Tensor]]] = [{} for _ in range(1 + len(circuits))]
     for batch, circuit_logits in problem.circuit_logits(circuits, split):
         full = full_logits[batch.index]
@@ -78,7 +78,7 @@ def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) ->
                 values |= {"kl": kl_divergence(full, logits), "exact_match": (logits.argmax(-1) == full.argmax(-1)).float()}
             if has_distractors:
                 difference = logit_difference(logits, batch)
-                values |= {"logit_diff": difference, "accuracy": (difference > 0).float()}
+                values |= {"logit_diff": difference, "accuracy": torch.where(difference.isnan(), difference, (difference > 0).float())}
                 values |= {name: EXTRA_METRICS[name](logits, batch) for name in problem.task.metrics}
             for name, value in values.items():
                 row.setdefault(name, []).append(value)
@@ -86,7 +86,7 @@ def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) ->
 
 
 def _means(values: dict[str, Tensor], has_distractors: bool) -> Metrics:
-    means: Metrics = {name: float(value.mean()) for name, value in values.items()}
+    means: Metrics = {name: float(value.nanmean()) for name, value in values.items()}
     if "kl" in values:
         means["kl_p95"] = float(values["kl"].quantile(0.95))
     if not has_distractors:

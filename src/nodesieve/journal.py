@@ -44,6 +44,9 @@ class Journal:
         """A phase begins: "scoring", "selecting", "evaluating"."""
         self.phase = text
 
+    def note(self, text: str) -> None:
+        """Something that the user should see, whatever the phase."""
+
     def progress(self, step: int, total: int, **facts: float) -> None:
         """`step` of `total` steps are done."""
 

@@ -5,6 +5,8 @@ Names follow DESIGN: kl in nats, logit_diff, accuracy, exact_match, faithfulness
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,9 +26,8 @@ def logit_difference(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def probability_difference(logits: Tensor, batch: Batch) -> Tensor:
-    """Probability of all answers minus that of all distractors, (B, V) -> (B,)."""
-    p = logits.softmax(-1)
-    return torch.stack([p[i, list(a)].sum() - p[i, list(d)].sum() for i, (a, d) in enumerate(zip(batch.answers, batch.distractors, strict=True))])
+    """Probability of all answers minus that of all distractors, (B, V) -> (B,); NaN where an example has no distractor."""
+    return _of_probabilities(logits, batch, lambda p, answers, distractors: p[answers].sum() - p[distractors].sum())
 
 
 def cutoff_sharpness(logits: Tensor, batch: Batch) -> Tensor:
@@ -34,8 +35,12 @@ def cutoff_sharpness(logits: Tensor, batch: Batch) -> Tensor:
 
     For `greater_than` these are the numbers next to the start year (Hanna et al., arXiv 2305.00586).
     """
-    p = logits.softmax(-1)
-    return torch.stack([p[i, a[0]] - p[i, d[-1]] for i, (a, d) in enumerate(zip(batch.answers, batch.distractors, strict=True))])
+    return _of_probabilities(logits, batch, lambda p, answers, distractors: p[answers[0]] - p[distractors[-1]])
+
+
+def _of_probabilities(logits: Tensor, batch: Batch, measure: Callable[[Tensor, list[int], list[int]], Tensor]) -> Tensor:
+    rows = zip(logits.softmax(-1), batch.answers, batch.distractors, strict=True)
+    return torch.stack([measure(p, list(answers), list(wrong)) if wrong else p.new_tensor(float("nan")) for p, answers, wrong in rows])
 
 
 EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff_sharpness}

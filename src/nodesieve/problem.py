@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -12,13 +13,18 @@ from nodesieve.ablations import ABLATIONS, Ablation
 from nodesieve.architectures import locate
 from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig
+from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.metrics import kl_divergence
+from nodesieve.metrics import kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.tasks.base import SPLITS, SplitName, Task
-from nodesieve.tasks.encode import EncodedTask, encode
+from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
+
+Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
+CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
 
 
 class Problem:
@@ -26,15 +32,17 @@ class Problem:
 
     Args:
         ablation: `counterfactual`, `mean` or `zero`.
+        loss: what a circuit is to keep low, instead of KL(full || circuit).
         batch_size: examples a forward pass when a whole split is measured.
     """
 
-    def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, batch_size: int = 32) -> None:
+    def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, loss: Loss | None = None, batch_size: int = 32) -> None:
         self.model = model
         self.task = task
         self.ablation_name = ablation
         self.batch_size = batch_size
         self.ablation: Ablation = ABLATIONS[ablation](model.record, task.splits.get("train") or next(iter(task.splits.values())))
+        self._loss = loss
         self._full: dict[str, Tensor] = {}
 
     @property
@@ -47,12 +55,18 @@ class Problem:
             return self
         model = copy.deepcopy(self.model.model).to(dtype)
         copied = GatedModel(model, locate(model, self.model.architecture.family))
-        return Problem(copied, self.task, ablation=self.ablation_name, batch_size=self.batch_size)
+        return Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
+
+    def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """What a circuit is to keep low, (B, V), (B, V) -> (B,): KL(full || circuit), or the user's loss."""
+        return kl_divergence(full, logits) if self._loss is None else self._loss(logits, batch)
 
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""
         if split not in self._full:
-            self._full[split] = torch.cat([self.model.logits(batch.clean) for batch in self.task[split].batches(self.batch_size)])
+            batches = list(self.task[split].batches(self.batch_size))
+            logits = torch.cat([self.model.logits(batch.clean) for batch in batches])
+            self._full[split] = logits[_order(batches)]
         return self._full[split]
 
     @torch.no_grad()
@@ -67,23 +81,87 @@ class Problem:
             values = self.ablation.values(batch)
             yield batch, [self.model.gated_logits(batch.clean, z, values) for z in gates]
 
-    def kl(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> list[Tensor]:
-        """KL(full || circuit) of every example of a split, one (n,) tensor a circuit."""
+    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> list[Tensor]:
+        """The objective of every example of a split, one (n,) tensor a circuit."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
+        batches = []
         for batch, logits in self.circuit_logits(circuits, split, first=first):
+            batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
-                row.append(kl_divergence(full[batch.index], own))
-        return [torch.cat(row) for row in rows]
+                row.append(self.objective(full[batch.index], own, batch))
+        return [torch.cat(row)[_order(batches)] for row in rows]
 
 
-def make_problem(loaded: LoadedModel, task: Task, *, ablation: str, splits: Sequence[SplitName] = SPLITS) -> Problem:
+def _order(batches: Sequence[Batch]) -> Tensor:
+    """Takes results from the order of `batches` back to that of the examples."""
+    return torch.cat([batch.index for batch in batches]).argsort()
+
+
+def make_problem(
+    loaded: LoadedModel, task: Task, config: DiscoverConfig, *, splits: Sequence[SplitName] = SPLITS, loss: Loss | None = None
+) -> Problem:
     """Encode `splits` of `task` for the model's tokenizer and put both together.
 
     Raises:
-        UserError: the task cannot be encoded, the model's family is not known, or the ablation needs prompts that are not there.
+        UserError: the task cannot be encoded, the model cannot be gated, or the ablation needs prompts that are not there.
     """
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
-    needed = [split for split in SPLITS if split in splits or (split == "train" and ablation == "mean")]
-    encoded = encode(task, loaded.tokenizer, aligned=ablation == "counterfactual", device=loaded.model.device, context=context, needed=needed)
-    return Problem(gate(loaded.model), encoded, ablation=ablation)
+    text_config = loaded.model.config.get_text_config()
+    encoded = encode(
+        task,
+        loaded.tokenizer,
+        aligned=config.ablation == "counterfactual",
+        device=loaded.model.device,
+        context=getattr(text_config, "max_position_embeddings", None),
+        vocabulary=text_config.vocab_size,
+        needed=[split for split in SPLITS if split in splits or (split == "train" and config.ablation == "mean")],
+        encoding=Encoding(**{field.name: getattr(config, field.name) for field in fields(Encoding)}),
+    )
+    encoded = replace(encoded, metrics=tuple(dict.fromkeys((*encoded.metrics, *config.metrics))))
+    model = gate(loaded.model)
+    if config.only_correct:
+        encoded = _only_correct(model, encoded)
+    problem = Problem(model, encoded, ablation=config.ablation, loss=loss)
+    if not config.force:
+        _refuse_chance(problem)
+    return problem
+
+
+def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:
+    """The examples that the full model gets right, in every split alike."""
+    splits, skipped = {}, {}
+    for name, split in task.splits.items():
+        if not all(example.distractors for example in split.examples):
+            raise UserError(f"--only-correct expects distractors in every example, got some without in the {name} split")
+        right: list[int] = []
+        for batch in split.batches(32):
+            chosen = batch.index[logit_difference(model.logits(batch.clean), batch) > 0]
+            right += chosen.tolist()
+        if len(right) < 2:
+            raise UserError(f"--only-correct expects at least 2 {name} examples that the full model gets right, got {len(right)} of {len(split)}")
+        splits[name] = replace(split, examples=tuple(split.examples[i] for i in sorted(right)))
+        skipped[name] = {**task.skipped[name], "full_model_wrong": len(split) - len(right)}
+    return replace(task, splits=splits, skipped=skipped)
+
+
+def _refuse_chance(problem: Problem) -> None:
+    """Raise UserError where the full model does not do the task, going by the smallest split that a choice or a figure rests on."""
+    name = next(split for split in ("validation", "test", "train") if split in problem.task.splits)
+    split = problem.task[name]
+    if not all(example.distractors for example in split.examples):
+        return
+    full = problem.full_logits(name)
+    right = [logit_difference(full[batch.index], batch) > 0 for batch in split.batches(problem.batch_size)]
+    accuracy = float(torch.cat(right).float().mean())
+    if accuracy < CHANCE:
+        raise UserError(
+            f"expected a full model that does the task, got an accuracy of {accuracy:.2f} on {len(split)} {name} examples such as "
+            f"{problem.task.shown[0]}; likely reasons: token ids of another tokenizer, answers without their leading space, a task too hard "
+            "for this model. --force goes on all the same"
+        )
+
+
+def as_counts(task: EncodedTask) -> Mapping[str, Mapping[str, int]]:
+    """By split: examples used, and skipped for each reason."""
+    skipped = {name: {f"skipped_{why}": count for why, count in reasons.items()} for name, reasons in task.skipped.items()}
+    return {name: {"used": len(split), **skipped[name]} for name, split in task.splits.items()}

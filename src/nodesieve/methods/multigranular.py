@@ -30,7 +30,7 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.fisher import fisher_information
-from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
+from nodesieve.metrics import logit_difference, upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
@@ -53,7 +53,9 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
     run = _Run(problem, config)
     state = journal.load()
     if state is None:
+        began = time.monotonic()
         run.spread(learner, journal)
+        run.seconds = time.monotonic() - began
     else:
         run.restore(state)
     repair_from = round(config.steps * (1 - config.repair_share))
@@ -65,7 +67,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         batch = train.training_batch(run.step, config.batch_size, config.seed)
         full, values = learner.model.logits(batch.clean), learner.ablation.values(batch)
         logits = learner.model.gated_logits(batch.clean, run.sample_gates(batch), values)
-        kl = kl_divergence(full, logits).mean()
+        kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
@@ -74,7 +76,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         if not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0:
             with torch.no_grad():
                 binary = learner.model.gated_logits(batch.clean, run.binary_gates(), values)
-            kl_binary = kl_divergence(full, binary).mean().item()
+            kl_binary = problem.objective(full, binary, batch).mean().item()
             run.controller.observe(kl=kl_binary)
         run.step += 1
 
@@ -206,7 +208,7 @@ class _Run:
     def look(self) -> dict[str, float]:
         """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
         circuit = self.circuit()
-        (kl,) = self.problem.kl([circuit], "validation", first=LOOK)
+        (kl,) = self.problem.losses([circuit], "validation", first=LOOK)
         upper = upper_bound(kl)
         self.controller.validated(kl=float(kl.mean()))
         met = upper <= self.config.kl_budget

@@ -15,18 +15,22 @@ from nodesieve.errors import UserError
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+Answer = str | int
 _T = TypeVar("_T")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One pair of prompts. `answers` and `distractors` are continuations, leading space included; a prompt may lack a counterpart."""
+    """One pair of prompts; a prompt may lack a counterpart.
+
+    `answers` and `distractors` are continuations, leading space included, or token ids of the tokenizer that the file was made for.
+    """
 
     clean: str
     corrupted: str | None
-    answers: tuple[str, ...]
-    distractors: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    distractors: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Task:
     """
 
     name: str
-    splits: Mapping[str, tuple[Example, ...]]
+    splits: Mapping[str, Sequence[Example]]
     metrics: tuple[str, ...] = ()
     redrawn: tuple[Example, ...] = ()
 

@@ -1,34 +1,49 @@
 """Text -> token ids: a `Task` and a tokenizer -> one `Split` a split, with an account of what was left out.
 
-Prompts are encoded as the tokenizer does by default (a BOS token where it adds one); an answer counts by its first token. Under the
-counterfactual ablation clean and corrupted prompts are compared position by position, so pairs of different token length are
-left out, counted and shown.
+Prompts are encoded as the tokenizer does by default (a BOS token where it adds one), or as a user's turn of its chat template. An answer counts
+by its first token, or by all of them: then each further token makes an example of its own, whose prompts go on with the tokens before it. Under
+the counterfactual ablation clean and corrupted prompts are compared position by position, so pairs of different token length are left
+out, counted and shown, or refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from nodesieve.batches import EncodedExample, Split
+from nodesieve.batches import EncodedExample, PaddingSide, Split
 from nodesieve.errors import UserError
-from nodesieve.tasks.base import SPLITS, Example, SplitName, Task
+from nodesieve.tasks.base import SPLITS, Answer, Example, SplitName, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Unequal = Literal["skip", "error"]
+AnswerTokens = Literal["first", "all"]
+CHUNK = 4096  # texts given to the tokenizer at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How prompts and answers become token ids; the options of the same names say what each is."""
+
+    unequal: Unequal = "skip"
+    answer_tokens: AnswerTokens = "first"
+    chat_template: bool = False
+    padding_side: PaddingSide = "left"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedTask:
-    """A task ready to run: splits of token ids, and what was left out of them."""
+    """A task ready to run: splits of token ids, what was left out of each and why, and the first examples as the model sees them."""
 
     name: str
     splits: dict[str, Split]
     metrics: tuple[str, ...]
-    skipped: dict[str, int]
+    skipped: dict[str, dict[str, int]]
     shown: tuple[str, ...]
 
     def __getitem__(self, split: SplitName) -> Split:
@@ -36,7 +51,7 @@ class EncodedTask:
 
 
 def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    return len(_ids(tokenizer, text, special=False)) == 1
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
 
 
 def encode(
@@ -46,69 +61,140 @@ def encode(
     aligned: bool,
     device: torch.device,
     context: int | None = None,
+    vocabulary: int | None = None,
     needed: Sequence[SplitName] = SPLITS,
+    encoding: Encoding | None = None,
 ) -> EncodedTask:
     """Encode the splits that are needed.
 
     Args:
         aligned: leave out pairs of different token length (the counterfactual ablation needs none).
         context: the longest prompt that the model reads, in tokens.
+        vocabulary: how many tokens the model knows; by default as many as the tokenizer does.
 
     Raises:
         UserError: an example cannot be scored, or too few are left.
     """
+    encoding = encoding or Encoding()
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    encoder = _Encoder(tokenizer, encoding, context=context, vocabulary=vocabulary or len(tokenizer))
     splits: dict[str, Split] = {}
-    skipped: dict[str, int] = {}
+    skipped: dict[str, dict[str, int]] = {}
     for name in needed:
         kept = []
         unequal: Example | None = None
-        skipped[name] = 0
-        for example in (*task.splits[name], *(task.redrawn if name == "train" else ())):
-            encoded = _encode_example(example, tokenizer, context=context)
-            if aligned and encoded.corrupted is not None and len(encoded.corrupted) != len(encoded.clean):
-                skipped[name] += 1
+        left_out = 0
+        for example, pieces in encoder.examples((*task.splits[name], *(task.redrawn if name == "train" else ()))):
+            first = pieces[0]
+            if aligned and first.corrupted is not None and len(first.corrupted) != len(first.clean):
+                if encoding.unequal == "error":
+                    raise UserError(
+                        f"expected clean and corrupted prompts of the same token length, got {len(first.clean)} and {len(first.corrupted)} for "
+                        f"{example.clean!r} / {example.corrupted!r}; leave such pairs out with --unequal skip, or use --ablation mean"
+                    )
+                left_out += 1
                 unequal = unequal or example
             else:
-                kept.append(encoded)
+                kept += pieces
         if len(kept) < 2:
-            why = f"; {skipped[name]} pairs have prompts of different token length, e.g. {unequal.clean!r} / {unequal.corrupted!r}" if unequal else ""
+            why = f"; {left_out} pairs have prompts of different token length, e.g. {unequal.clean!r} / {unequal.corrupted!r}" if unequal else ""
             raise UserError(f"task {task.name} expects at least 2 {name} examples, got {len(kept)}{why}")
-        splits[name] = Split(examples=tuple(kept), pad_id=pad_id, device=device)
+        skipped[name] = {"unequal_length": left_out}
+        splits[name] = Split(examples=tuple(kept), pad_id=pad_id, device=device, padding_side=encoding.padding_side)
     return EncodedTask(
         name=task.name,
         splits=splits,
         metrics=task.metrics,
         skipped=skipped,
-        shown=tuple(_show(example) for example in task.splits[needed[-1]][:3]),
+        shown=tuple(encoder.show(example) for example in splits[needed[-1]].examples[:3]),
     )
 
 
-def _encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, *, context: int | None) -> EncodedExample:
-    clean = _ids(tokenizer, example.clean, special=True)
-    corrupted = None if example.corrupted is None else _ids(tokenizer, example.corrupted, special=True)
-    answers = _first_tokens(tokenizer, example.answers)
-    distractors = _first_tokens(tokenizer, example.distractors)
-    if set(answers) & set(distractors):
-        raise UserError(
-            f"expected answers and distractors that differ in their first token, got answers {example.answers} and distractors "
-            f"{example.distractors} for the prompt {example.clean!r}"
-        )
-    if context is not None and max(len(clean), len(corrupted or ())) > context:
-        raise UserError(f"expected prompts of at most {context} tokens (the model's context), got {len(clean)}: {example.clean[:60]!r}...")
-    if not clean:
-        raise UserError(f"expected a prompt of at least one token, got {example.clean!r}")
-    return EncodedExample(clean=clean, corrupted=corrupted, answers=answers, distractors=distractors)
+class _Encoder:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, *, context: int | None, vocabulary: int) -> None:
+        self._tokenizer, self._encoding = tokenizer, encoding
+        self._context, self._vocabulary = context, vocabulary
+        self._known: dict[Answer, tuple[int, ...]] = {}  # answers repeat much more often than prompts do
+        if encoding.chat_template and not getattr(tokenizer, "chat_template", None):
+            raise UserError("--chat-template expects a tokenizer with a chat template, got one without")
 
+    def examples(self, examples: Sequence[Example]) -> Iterator[tuple[Example, list[EncodedExample]]]:
+        """Each example with its encoded form: one, or one for each token of its answer."""
+        for start in range(0, len(examples), CHUNK):
+            part = examples[start : start + CHUNK]
+            clean = self._prompts([example.clean for example in part])
+            corrupted = iter(self._prompts([example.corrupted for example in part if example.corrupted is not None]))
+            for example, ids in zip(part, clean, strict=True):
+                yield example, self._one(example, ids, None if example.corrupted is None else next(corrupted))
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_ids(tokenizer, text, special=False)[0] for text in texts))
+    def _one(self, example: Example, clean: tuple[int, ...], corrupted: tuple[int, ...] | None) -> list[EncodedExample]:
+        answers = [self._answer(answer, example) for answer in example.answers]
+        distractors = [self._answer(distractor, example) for distractor in example.distractors]
+        if self._begin_with_a_lone_space([*answers, *distractors]):
+            space = answers[0][:1]
+            clean, corrupted = clean + space, None if corrupted is None else corrupted + space
+            answers, distractors = [row[1:] for row in answers], [row[1:] for row in distractors]
+        wanted, unwanted = ({row[0]: None for row in rows} for rows in (answers, distractors))
+        if wanted.keys() & unwanted.keys():
+            raise UserError(
+                f"expected answers and distractors that differ in their first token, got answers {self._texts(example.answers)} and distractors "
+                f"{self._texts(example.distractors)} for the prompt {example.clean!r}"
+            )
+        if not clean or corrupted == ():
+            raise UserError(f"expected prompts of at least one token, got {example.clean!r} / {example.corrupted!r}")
+        first = EncodedExample(clean=clean, corrupted=corrupted, answers=tuple(wanted), distractors=tuple(unwanted))
+        found = [first, *(self._further(first, answers[0]) if self._encoding.answer_tokens == "all" else ())]
+        longest = max(len(found[-1].clean), len(found[-1].corrupted or ()))
+        if self._context is not None and longest > self._context:
+            raise UserError(f"expected prompts of at most {self._context} tokens (the model's context), got {longest}: {example.clean[:60]!r}...")
+        return found
 
+    def _begin_with_a_lone_space(self, rows: list[tuple[int, ...]]) -> bool:
+        """A space that is a token of its own says nothing yet; it then belongs to the prompt."""
+        return len({row[0] for row in rows}) == 1 and all(len(row) > 1 for row in rows) and not self._tokenizer.decode([rows[0][0]]).strip()
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+    def _further(self, first: EncodedExample, answer: tuple[int, ...]) -> Iterator[EncodedExample]:
+        """An example for each token of the answer after its first. Distractors part from the answer at the first one, if they do at all."""
+        for place in range(1, len(answer)):
+            so_far = answer[:place]
+            yield replace(
+                first,
+                clean=first.clean + so_far,
+                corrupted=None if first.corrupted is None else first.corrupted + so_far,
+                answers=(answer[place],),
+                distractors=(),
+            )
 
+    def _prompts(self, texts: list[str]) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        if self._encoding.chat_template:
+            turns = [[{"role": "user", "content": text}] for text in texts]
+            rendered = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return [tuple(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+        return [tuple(ids) for ids in self._tokenizer(texts)["input_ids"]]
 
-def _show(example: Example) -> str:
-    wrong = f" not {' '.join(map(repr, example.distractors[:3]))}" if example.distractors else ""
-    return f"{example.clean!r} -> {' '.join(map(repr, example.answers[:3]))}{wrong}"
+    def _answer(self, answer: Answer, example: Example) -> tuple[int, ...]:
+        if answer not in self._known:
+            if isinstance(answer, int):
+                if not 0 <= answer < self._vocabulary:
+                    raise UserError(
+                        f"expected token ids below {self._vocabulary} (this model's vocabulary), got {answer} for the prompt {example.clean!r}; "
+                        "the file was made for another tokenizer"
+                    )
+                self._known[answer] = (answer,)
+            else:
+                text = answer.lstrip(" ") if self._encoding.chat_template else answer  # an assistant's turn begins without a space
+                self._known[answer] = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+                if not self._known[answer]:
+                    raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")
+        return self._known[answer]
+
+    def _texts(self, answers: tuple[Answer, ...]) -> tuple[str, ...]:
+        return tuple(self._tokenizer.decode([answer]) if isinstance(answer, int) else answer for answer in answers)
+
+    def show(self, example: EncodedExample) -> str:
+        """An example as the model sees it: prompt and answers decoded from their tokens."""
+        answers, distractors = ([self._tokenizer.decode([token]) for token in tokens[:3]] for tokens in (example.answers, example.distractors))
+        wrong = f" not {' '.join(map(repr, distractors))}" if distractors else ""
+        return f"{self._tokenizer.decode(list(example.clean))!r} -> {' '.join(map(repr, answers))}{wrong}"

@@ -1,7 +1,8 @@
-"""A task by name or file."""
+"""A task by name, from a file or from records."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task, build
 from nodesieve.tasks.encode import is_one_token
-from nodesieve.tasks.readers import read_task
+from nodesieve.tasks.readers import Records, read_task, task_from_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,22 +18,36 @@ if TYPE_CHECKING:
 TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 200, 200, 15
 
 
-def load_task(name: str, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, train_size: int = TRAIN_SIZE, redraws: int = REDRAWS) -> Task:
-    """A built-in task, or the task in a file.
+def load_task(
+    source: str | Path | Records,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
+    train_size: int = TRAIN_SIZE,
+    redraws: int = REDRAWS,
+    columns: Mapping[str, str] | None = None,
+) -> Task:
+    """A built-in task, the task in a file, or one made of records.
 
     Args:
-        name: one of `nodesieve.tasks.BUILTINS`, or the path of a file that a reader in `nodesieve.tasks.readers` knows.
+        source: one of `nodesieve.tasks.BUILTINS`; the path of a file that a reader in `nodesieve.tasks.readers` knows; or a list of dicts or a
+            Hugging Face `datasets` dataset, by split or not.
         tokenizer: built-in tasks keep to words that are one token for it.
-        seed: draws the examples of a built-in task, and cuts a file without splits.
+        seed: draws the examples of a built-in task, and cuts data without splits.
         train_size: training examples of a built-in task.
         redraws: how many further training examples, with other words of the training pools, a built-in task gives for each of them.
+        columns: for records, what `clean`, `corrupted`, `answers`, `distractors` and `split` are called there, e.g. `{"clean": "prompt"}`.
 
     Raises:
-        UserError: there is no such task or file, or the file cannot be used.
+        UserError: there is no such task or file, or the data cannot be used.
     """
-    if name in BUILTINS:
+    if not isinstance(source, str | Path):
+        return task_from_records(source, columns=columns, seed=seed)
+    if columns is not None:
+        raise UserError("columns expects records; a file says itself what is what")
+    if source in BUILTINS:
         sizes = {"train": train_size, "validation": VALIDATION_SIZE, "test": TEST_SIZE}
-        return build(BUILTINS[name], is_token=lambda text: is_one_token(tokenizer, text), seed=seed, sizes=sizes, redraws=redraws)
-    if not Path(name).exists():
-        raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {name!r}")
-    return read_task(name, seed=seed)
+        return build(BUILTINS[str(source)], is_token=lambda text: is_one_token(tokenizer, text), seed=seed, sizes=sizes, redraws=redraws)
+    if not Path(source).exists():
+        raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
+    return read_task(source, seed=seed)

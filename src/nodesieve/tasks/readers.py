@@ -1,22 +1,27 @@
 """Task files: one reader a format, chosen by what a file holds, not by its name.
 
-A reader says whether it knows the first line of a file, and turns the file's lines into `Row`s. To add a format, add a reader to `READERS`.
+A reader says whether it knows a text by its beginning, and turns the text into `Row`s. To add a format, add a reader to `READERS`.
 Files are read as UTF-8; every error names its line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nodesieve.errors import UserError
-from nodesieve.tasks.base import SPLITS, Example, Task, cut
+from nodesieve.tasks.base import SPLITS, Answer, Example, Task, cut
 
+Records = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 MAX_BYTES = 2**30
+MAX_EXAMPLES = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +35,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """`knows(first line)`: is this file of my format? `read(lines, path)`: its rows."""
+    """`knows(text)`: is this of my format, going by how it begins? `read(text, path)`: its rows."""
 
     name: str
     knows: Callable[[str], bool]
-    read: Callable[[list[str], str], Iterable[Row]]
+    read: Callable[[str, str], Iterable[Row]]
 
 
 def read_task(path: str | Path, *, seed: int) -> Task:
@@ -47,36 +52,61 @@ def read_task(path: str | Path, *, seed: int) -> Task:
         UserError: the file cannot be read or is not as its format says, with the line where it went wrong.
     """
     where = Path(path)
-    lines = _lines(where)
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
+    text = _text_of(where)
+    if not text.strip():
         raise UserError(f"expected examples, got an empty file: {str(path)!r}")
-    reader = next((reader for reader in READERS if reader.knows(first)), None)
+    reader = next((reader for reader in READERS if reader.knows(text)), None)
     if reader is None:
         known = "; ".join(reader.name for reader in READERS)
-        raise UserError(f"{path}, line 1: expected one of these formats: {known}; got {first[:80]!r}")
-    rows = list(reader.read(lines, str(path)))
-    return Task(name=where.stem, splits=_split(rows, str(path), seed))
+        raise UserError(f"{path}, line 1: expected one of these formats: {known}; got {text.lstrip()[:80].splitlines()[0]!r}")
+    return Task(name=where.stem, splits=split_rows(_limited(reader.read(text, str(path)), str(path)), str(path), seed))
 
 
-def _lines(path: Path) -> list[str]:
-    if path.is_dir():
-        raise UserError(f"expected a file of prompts, got the directory {str(path)!r}")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"expected a file of at most {MAX_BYTES // 2**20} MiB, got {path.stat().st_size // 2**20} MiB: {str(path)!r}")
-        return path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text in {str(path)!r}, got the byte {error.object[error.start]:#04x} at offset {error.start}") from error
-    except OSError as error:
-        raise UserError(f"expected a file of prompts, could not read {str(path)!r}: {error.strerror}") from error
+def task_from_records(
+    records: Records,
+    *,
+    columns: Mapping[str, str] | None = None,
+    name: str = "records",
+    seed: int = 0,
+) -> Task:
+    """A task from dicts: a list of them, or a Hugging Face `datasets` dataset (or one by split: `train`, `validation`, `test`).
+
+    Args:
+        columns: which column of the data holds `clean`, `corrupted`, `answers`, `distractors` or `split`, where it is called otherwise, e.g.
+            `{"clean": "prompt", "answers": "target"}`. Answers and distractors are one string (or token id) or a list of them.
+        seed: cuts data without splits 60/20/20.
+
+    Raises:
+        UserError: a record lacks something, with its number.
+    """
+    known = ("clean", "corrupted", "answers", "distractors", "split")
+    renamed = dict(columns or {})
+    for key in renamed:
+        if key not in known:
+            raise UserError(f"columns expects keys among {', '.join(known)}, got {key!r}")
+    parts = records.items() if isinstance(records, Mapping) else [(None, records)]
+
+    def rows() -> Iterator[Row]:
+        for split, part in parts:
+            for number, record in enumerate(part, start=1):
+                at = f"{name}, record {number}"
+                if not isinstance(record, Mapping):
+                    raise UserError(f"{at}: expected a dict, got {type(record).__name__}")
+                missing = [column for column in renamed.values() if column not in record]
+                if missing:
+                    raise UserError(f"{at}: expected a column {missing[0]!r}, got {', '.join(map(repr, record))}")
+                plain = {key: record[renamed.get(key, key)] for key in known if renamed.get(key, key) in record}
+                yield _row(plain if split is None else {**plain, "split": split}, at, line=number)
+
+    return Task(name=name, splits=split_rows(_limited(rows(), name), name, seed))
 
 
-def _split(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example, ...]]:
+def split_rows(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example, ...]]:
+    """By the splits that the rows name, or 60/20/20 by `seed` where none does."""
     unnamed = [row for row in rows if row.split is None]
     if unnamed and len(unnamed) < len(rows):
         raise UserError(f"{path}, line {unnamed[0].line}: expected a split in every example or in none, got one without")
-    if not unnamed:
+    if rows and not unnamed:
         splits: dict[str, tuple[Example, ...]] = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
         seen: dict[Example, str] = {}
         for row in rows:
@@ -91,43 +121,193 @@ def _split(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example, ..
     return {split: tuple(part) for split, part in zip(SPLITS, cut(unique), strict=True)}
 
 
-def _read_native(lines: list[str], path: str) -> Iterable[Row]:
-    for number, line in enumerate(lines, start=1):
+def _limited(rows: Iterable[Row], path: str) -> list[Row]:
+    found: list[Row] = []
+    for row in rows:
+        found.append(row)
+        if len(found) > MAX_EXAMPLES:
+            raise UserError(
+                f"{path}: expected at most {MAX_EXAMPLES:,} examples, got more; a circuit needs some hundreds: take a random sample, "
+                "e.g. with `shuf -n 10000`"
+            )
+    return found
+
+
+def _text_of(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"expected a file of prompts, got the directory {str(path)!r}")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"expected a file of at most {MAX_BYTES // 2**20} MiB, got {path.stat().st_size // 2**20} MiB: {str(path)!r}")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected UTF-8 text in {str(path)!r}, got the byte {error.object[error.start]:#04x} at offset {error.start}") from error
+    except OSError as error:
+        raise UserError(f"expected a file of prompts, could not read {str(path)!r}: {error.strerror}") from error
+
+
+# JSON lines: ours, and Edge Pruning's, whose one key "clean" holds the answer in a tag
+
+
+def _read_lines(text: str, path: str) -> Iterator[Row]:
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         if not line.strip():
             continue
         at = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{at}: expected a JSON object, got {line[:60]!r} ({error})") from error
         if not isinstance(row, Mapping):
             raise UserError(f"{at}: expected a JSON object, got {type(row).__name__}")
-        yield Row(
-            example=Example(
-                clean=_text(row, "clean", at),
-                corrupted=_text(row, "corrupted", at) if row.get("corrupted") is not None else None,
-                answers=_texts(row, "answers", at, required=True),
-                distractors=_texts(row, "distractors", at, required=False),
-            ),
-            split=_split_name(row, at),
-            line=number,
-        )
+        yield _row(row, at, line=number) if "answers" in row or not _is_tagged(row) else _tagged_row(row, at, line=number)
+
+
+def _row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
+    answers, distractors = _texts(row, "answers", at, required=True), _texts(row, "distractors", at, required=False)
+    both = [answer for answer in answers if answer in distractors]
+    if both:
+        raise UserError(f"{at}: expected answers that are no distractors, got {both[0]!r} among both")
+    return Row(
+        example=Example(
+            clean=_text(row, "clean", at),
+            corrupted=_text(row, "corrupted", at) if row.get("corrupted") is not None else None,
+            answers=answers,
+            distractors=distractors,
+        ),
+        split=_split_name(row, at),
+        line=line,
+    )
+
+
+_TAG = re.compile(r"<predict>(.*?)</predict>", re.DOTALL)
+
+
+def _is_tagged(row: Any) -> bool:
+    return isinstance(row, Mapping) and isinstance(row.get("clean"), str) and "<predict>" in row["clean"]
+
+
+def _tagged_row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
+    """`1 + 2 = <predict>3</predict>`: the prompt ends before the tag, and the space there belongs to the answer."""
+    clean = _text(row, "clean", at)
+    tags = _TAG.findall(clean)
+    if len(tags) != 1 or not tags[0].strip():
+        raise UserError(f"{at}: expected one <predict>answer</predict> in 'clean', got {clean[:60]!r}")
+    prompt, space = _before_tag(clean)
+    corrupted = _text(row, "corrupted", at) if row.get("corrupted") is not None else None
+    wrong = _TAG.findall(corrupted or "")
+    return Row(
+        example=Example(
+            clean=prompt,
+            corrupted=None if corrupted is None else _before_tag(corrupted)[0],
+            answers=(space + tags[0],),
+            distractors=(space + wrong[0],) if len(wrong) == 1 and wrong[0] != tags[0] else (),
+        ),
+        split=_split_name(row, at),
+        line=line,
+    )
+
+
+def _before_tag(text: str) -> tuple[str, str]:
+    before = text.partition("<predict>")[0]
+    return before.rstrip(" "), " " if before.endswith(" ") else ""
+
+
+# JSON with prompts in a list (auto-circuit)
+
+
+def _read_prompts(text: str, path: str) -> Iterator[Row]:
+    """Element by element, so that an error can say on which line it is."""
+    start = re.search(r'"prompts"\s*:\s*\[', text)
+    if start is None:
+        raise UserError(f'{path}, line 1: expected {{"prompts": [...]}}, got no such list')
+    decoder, place = json.JSONDecoder(), start.end()
+    while True:
+        place = _skip(text, place)
+        at = f"{path}, line {text.count(chr(10), 0, place) + 1}"
+        if text[place : place + 1] == "]":
+            return
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{at}: expected a JSON object, got {text[place : place + 60]!r} ({error})") from error
+        if not isinstance(row, Mapping):
+            raise UserError(f"{at}: expected a JSON object in 'prompts', got {type(row).__name__}")
+        renamed = {"corrupted": row.get("corrupt", row.get("corrupted")), "distractors": row.get("wrong_answers", row.get("distractors"))}
+        yield _row({**row, **renamed}, at, line=text.count("\n", 0, place) + 1)
+
+
+def _skip(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
+# CSV with token ids (EAP-IG) or text
+
+CSV_COLUMNS = (("correct_idx", "incorrect_idx"), ("clean_answer_idx", "corrupted_answer_idx"), ("answer", "distractor"), ("answers", "distractors"))
+
+
+def _read_csv(text: str, path: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = list(reader.fieldnames or ())
+        pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)
+        if pair is None:
+            raise UserError(f"{path}, line 1: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {', '.join(header)}")
+        good, bad = pair
+        for record in reader:
+            at = f"{path}, line {reader.line_num}"
+            if None in record or None in record.values():
+                raise UserError(f"{at}: expected {len(header)} fields, got {'more' if None in record else 'fewer'}")
+            ids = good.endswith("_idx")
+            row = {
+                "clean": record["clean"],
+                "corrupted": record.get("corrupted") or None,
+                "answers": _cell(record[good], ids, good, at),
+                "distractors": _cell(record[bad], ids, bad, at) if record.get(bad) else None,
+                "split": record.get("split") or None,
+            }
+            yield _row(row, at, line=reader.line_num)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: expected CSV, got {error}") from error
+
+
+def _cell(text: str, ids: bool, column: str, at: str) -> Any:
+    """A token id, a list of them, or the text of an answer."""
+    if not ids:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+        raise UserError(f"{at}: expected a token id under {column!r}, got {text[:40]!r}")
+    return values
 
 
 def _text(row: Mapping[str, Any], key: str, at: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{at}: expected text under {key!r}, got {'nothing' if key not in row else repr(value)[:60]}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{at}: expected text under {key!r} that can be written as UTF-8, got half a surrogate pair")
     return value
 
 
-def _texts(row: Mapping[str, Any], key: str, at: str, *, required: bool) -> tuple[str, ...]:
+def _texts(row: Mapping[str, Any], key: str, at: str, *, required: bool) -> tuple[Answer, ...]:
     value = row.get(key)
     if value is None and not required:
         return ()
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(item, str) and item != "" for item in values) or (required and not values):
-        raise UserError(f"{at}: expected a list of strings under {key!r}, none empty, got {'nothing' if key not in row else repr(value)[:60]}")
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    good = all((isinstance(item, str) and item.strip()) or (isinstance(item, int) and not isinstance(item, bool)) for item in values)
+    if not good or (required and not values):
+        raise UserError(
+            f"{at}: expected an answer or a list of them under {key!r}, none empty, got {'nothing' if key not in row else repr(value)[:60]}"
+        )
+    if len({type(item) for item in values}) > 1:
+        raise UserError(f"{at}: expected text or token ids under {key!r}, got both")
     return tuple(dict.fromkeys(values))
 
 
@@ -138,14 +318,34 @@ def _split_name(row: Mapping[str, Any], at: str) -> str | None:
     return value
 
 
-def _is_native(first: str) -> bool:
+def _first_object(text: str) -> Any:
+    """The JSON value on the first line that holds anything; None if it is not JSON."""
     try:
-        row = json.loads(first)
-    except ValueError:
-        return False
+        return json.loads(text.lstrip().splitlines()[0])
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_lines(text: str) -> bool:
+    row = _first_object(text)
     return isinstance(row, dict) and ("answers" in row or "clean" in row)
 
 
+def _is_prompts(text: str) -> bool:
+    return text.lstrip().startswith("{") and re.search(r'"prompts"\s*:\s*\[', text) is not None
+
+
+def _is_csv(text: str) -> bool:
+    header = [name.strip('"') for name in text.splitlines()[0].split(",")]
+    return "clean" in header and len(header) > 1
+
+
 READERS: tuple[Reader, ...] = (
-    Reader(name='JSONL, {"clean": ..., "corrupted": ..., "answers": [...], "distractors": [...]} a line', knows=_is_native, read=_read_native),
+    Reader(
+        name='JSONL, {"clean": ..., "corrupted": ..., "answers": [...], "distractors": [...]} a line, or "clean": "... <predict>answer</predict>"',
+        knows=_is_lines,
+        read=_read_lines,
+    ),
+    Reader(name='JSON, {"prompts": [{"clean", "corrupt", "answers", "wrong_answers"}, ...]}', knows=_is_prompts, read=_read_prompts),
+    Reader(name="CSV, clean,corrupted and correct_idx,incorrect_idx or answer,distractor", knows=_is_csv, read=_read_csv),
 )

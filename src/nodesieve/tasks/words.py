@@ -103,3 +103,43 @@ ROLES = tuple(
     builder musician guide lover host guest boss listener
     """.split()
 )
+
+# singular/plural
+NUMBERED = tuple(
+    """
+    key/keys cat/cats dog/dogs horse/horses bird/birds tree/trees house/houses book/books letter/letters picture/pictures car/cars boat/boats
+    ship/ships chair/chairs table/tables lamp/lamps window/windows door/doors wall/walls garden/gardens road/roads bridge/bridges tower/towers
+    boy/boys girl/girls man/men woman/women child/children teacher/teachers doctor/doctors student/students soldier/soldiers farmer/farmers
+    singer/singers writer/writers player/players driver/drivers worker/workers lawyer/lawyers nurse/nurses pilot/pilots king/kings queen/queens
+    prince/princes guard/guards guest/guests friend/friends neighbor/neighbors cousin/cousins brother/brothers sister/sisters son/sons
+    daughter/daughters flower/flowers plant/plants rock/rocks stone/stones river/rivers mountain/mountains hill/hills island/islands
+    village/villages city/cities town/towns school/schools church/churches hospital/hospitals store/stores shop/shops hotel/hotels
+    machine/machines engine/engines computer/computers phone/phones camera/cameras clock/clocks coin/coins ring/rings hat/hats coat/coats
+    shirt/shirts shoe/shoes bag/bags box/boxes bottle/bottles cup/cups plate/plates knife/knives song/songs story/stories poem/poems
+    """.split()
+)
+
+# country/capital
+CAPITALS = tuple(
+    """
+    France/Paris Germany/Berlin Italy/Rome Spain/Madrid Portugal/Lisbon Austria/Vienna Greece/Athens Poland/Warsaw Hungary/Budapest
+    Russia/Moscow Ukraine/Kiev Sweden/Stockholm Norway/Oslo Denmark/Copenhagen Finland/Helsinki Ireland/Dublin Scotland/Edinburgh
+    England/London Belgium/Brussels Netherlands/Amsterdam Switzerland/Bern Turkey/Ankara Egypt/Cairo Israel/Jerusalem Iraq/Baghdad
+    Iran/Tehran Syria/Damascus Lebanon/Beirut Afghanistan/Kabul Pakistan/Islamabad India/Delhi China/Beijing Japan/Tokyo Korea/Seoul
+    Thailand/Bangkok Vietnam/Hanoi Indonesia/Jakarta Philippines/Manila Malaysia/Kuala Australia/Canberra Canada/Ottawa Cuba/Havana
+    Peru/Lima Chile/Santiago Argentina/Buenos Venezuela/Caracas Kenya/Nairobi Ethiopia/Addis Libya/Tripoli Tunisia/Tunis Bulgaria/Sofia
+    Romania/Bucharest Serbia/Belgrade Croatia/Zagreb Czech/Prague Nepal/Kathmandu Bangladesh/Dhaka Taiwan/Taipei Jordan/Amman Ghana/Accra
+    Wales/Cardiff Ecuador/Quito Colombia/Bogota Uganda/Kampala Somalia/Mogadishu Qatar/Doha Zimbabwe/Harare Latvia/Riga Cyprus/Nicosia
+    """.split()
+)
+
+ARGUMENTS = tuple(
+    """
+    size shape name value index key path file data text line word page user role code date time year month day hour count total price
+    cost rate ratio level score rank grade width height depth length weight color style font image video audio sound signal event state
+    status mode type kind class group team player game round step stage phase order list table row column cell node edge graph tree
+    root leaf branch parent child target source origin point vector matrix array query filter limit offset start end first last
+    result output input error message title label tag note topic field form model layer unit block chunk batch buffer cache queue stack
+    token string number base scale range region country city street address phone email port host server client request response
+    """.split()
+)
