@@ -62,6 +62,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2-capped": ("gemma2", {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}),
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "qwen3_moe-mixed": ("qwen3_moe", {"mlp_only_layers": [1]}),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
 }
 NEEDED: dict[str, dict[str, Any]] = {"gpt_neo": {"attention_types": [[["global"], 3]]}}

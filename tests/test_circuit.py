@@ -18,6 +18,7 @@ from nodesieve.scores import Scores, raise_ancestors
 from nodesieve.select import select_budget, select_size
 
 SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
+MIXED = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5, experts=3, expert_layers=frozenset({1}))
 
 
 def masks(value: bool = True) -> dict[str, torch.Tensor]:
@@ -34,7 +35,7 @@ def random_masks(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 def test_a_closed_parent_closes_its_children() -> None:
     kept = masks()
     kept["layer"][0] = False
-    closed = close(kept)
+    closed = close(kept, SPACE)
     for level in LEVELS:
         if level != "embedding":
             assert not closed[level][0].any()
@@ -46,7 +47,7 @@ def test_a_parent_without_children_closes_up_to_the_layer() -> None:
     kept = masks()
     kept["head_dim"][0] = False
     kept["mlp_output"][0] = False
-    closed = close(kept)
+    closed = close(kept, SPACE)
     assert not closed["head"][0].any()
     assert not closed["attention_block"][0]
     assert not closed["mlp_block"][0]
@@ -58,8 +59,8 @@ def test_a_parent_without_children_closes_up_to_the_layer() -> None:
 @settings(max_examples=60, deadline=None)
 @given(random_masks())
 def test_closing_is_idempotent_and_only_closes(kept: dict[str, torch.Tensor]) -> None:
-    once = close(kept)
-    twice = close(once)
+    once = close(kept, SPACE)
+    twice = close(once, SPACE)
     assert all(torch.equal(once[level], twice[level]) for level in LEVELS)
     assert all(not (once[level] & ~kept[level]).any() for level in LEVELS)
 
@@ -67,7 +68,7 @@ def test_closing_is_idempotent_and_only_closes(kept: dict[str, torch.Tensor]) ->
 @settings(max_examples=60, deadline=None)
 @given(random_masks())
 def test_in_a_closed_circuit_every_kept_node_has_kept_parents_and_children(kept: dict[str, torch.Tensor]) -> None:
-    closed = close(kept)
+    closed = close(kept, SPACE)
     assert torch.equal(closed["head"], closed["head_dim"].any(-1))
     assert torch.equal(closed["attention_block"], closed["head"].any(-1))
     assert torch.equal(closed["mlp_block"], closed["mlp_neuron"].any(-1))
@@ -75,12 +76,16 @@ def test_in_a_closed_circuit_every_kept_node_has_kept_parents_and_children(kept:
     assert torch.equal(closed["layer"], closed["attention_block"] | closed["mlp_block"])
 
 
-def test_flat_and_levels_are_inverse() -> None:
-    flat = torch.arange(SPACE.total, dtype=torch.float32)
-    assert torch.equal(SPACE.join(SPACE.split(flat)), flat)
-    assert SPACE.leaves == 2 * 2 * 3 + 2 * 4
-    with pytest.raises(ValueError, match="expected one number for each"):
-        SPACE.split(flat[:-1])
+def test_a_layer_has_neurons_or_experts() -> None:
+    assert SPACE.levels == tuple(level for level in LEVELS if level != "expert")
+    assert (MIXED.count("mlp_neuron"), MIXED.count("expert")) == (4, 3)
+    whole = Circuit.whole(MIXED)
+    assert whole.size == 1
+    assert not whole.masks["mlp_neuron"][1].any()
+    assert not whole.masks["expert"][0].any()
+    without = Circuit.of({**whole.masks, "expert": torch.zeros(2, 3, dtype=torch.bool)}, MIXED)
+    assert without.masks["mlp_block"].tolist() == [True, False]
+    assert without.size == (12 + 4) / (12 + 4 + 3)
 
 
 def test_names_are_canonical() -> None:
@@ -102,7 +107,7 @@ def test_parameters_of_a_circuit_worked_out_by_hand() -> None:
     kept["mlp_output"][0, :7] = True
     queries, keys = 2 * 8 * 32, 8 * 32
     values, projection = 2 * 32, 3 * 32  # dimensions 3 and 4 of the shared V; three columns of O
-    assert count_parameters(Circuit.of(kept), architecture).kept == queries + keys + values + projection + 5 * 2 * 32 + 5 * 7
+    assert count_parameters(Circuit.of(kept, nodes), architecture).kept == queries + keys + values + projection + 5 * 2 * 32 + 5 * 7
 
 
 def test_biases_are_counted() -> None:
@@ -120,7 +125,7 @@ def ranked(values: list[float]) -> Scores:
     own["head_dim"] = flat[:12].reshape(SPACE.shape("head_dim"))
     own["mlp_neuron"] = flat[12:].reshape(SPACE.shape("mlp_neuron"))
     own["mlp_output"] = torch.full(SPACE.shape("mlp_output"), 100.0)
-    return Scores(values=raise_ancestors(own), levels=tuple(level for level in LEVELS if level != "embedding"))
+    return Scores(values=raise_ancestors(own), nodes=SPACE, levels=tuple(level for level in LEVELS if level != "embedding"))
 
 
 def loss_of_size(circuits: object) -> list[torch.Tensor]:
@@ -131,7 +136,7 @@ def test_a_size_is_the_largest_circuit_within_it() -> None:
     scores = ranked([float(i) for i in range(1, 21)])
     selection = select_size(scores, loss_of_size, keep=0.5, budget=0.9)
     assert selection.circuit.size == 0.5
-    assert {level: selection.circuit.kept(level) for level in LEAVES} == {"head_dim": 2, "mlp_neuron": 8}
+    assert {level: selection.circuit.kept(level) for level in LEAVES} == {"head_dim": 2, "mlp_neuron": 8, "expert": 0}
     assert select_size(scores, loss_of_size, keep=0.01, budget=0.9).circuit.size == 0
     assert select_size(scores, loss_of_size, keep=1.0, budget=0.9).circuit.size == 1
 
@@ -151,8 +156,8 @@ def test_a_budget_that_nothing_meets_is_said_not_to_be_met() -> None:
 def test_levels_that_were_not_scored_are_kept_wherever_their_ancestors_are() -> None:
     values = {level: torch.zeros(SPACE.shape(level)) for level in LEVELS}
     values["head"][0, 0] = 1.0
-    circuit = Scores(values=values, levels=("head",)).circuit(0.5)
-    assert circuit.names(SPACE, "head") == ["head.0.0"]
+    circuit = Scores(values=values, nodes=SPACE, levels=("head",)).circuit(0.5)
+    assert circuit.names("head") == ["head.0.0"]
     assert circuit.kept("head_dim") == 3
     assert circuit.kept("attention_block") == 1
     assert circuit.kept("mlp_neuron") == 8

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from transformers.pytorch_utils import Conv1D
 
-from conftest import MODEL_TYPES, tiny_config, tiny_model
+from conftest import MODEL_TYPES, random_tokens, tiny_config, tiny_model
+from nodesieve.ablations import Routed
 from nodesieve.architectures import FAMILIES, guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
@@ -39,10 +39,38 @@ def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedM
 
 
 def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:
-    everything = Circuit.of({level: mask.bool() for level, mask in any_model.nodes.full(1.0).items()})
+    everything = Circuit.whole(any_model.nodes)
     count = count_parameters(everything, any_model.architecture)
-    projections = [m for places in any_model.architecture.places for m in places.layer.modules() if isinstance(m, nn.Linear | Conv1D)]
-    assert count.kept == count.total == sum(p.numel() for module in projections for p in module.parameters())
+    modules = [module for places in any_model.architecture.places for module in places.layer.modules()]
+    own = [list(module.parameters(recurse=False)) for module in modules]
+    assert count.kept == count.total == sum(p.numel() for parameters in own if any(p.dim() > 1 for p in parameters) for p in parameters)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
+def test_gates_on_experts_are_gates_on_their_weighted_outputs(name: str) -> None:
+    model = GatedModel(tiny_model(name))
+    tokens, other = random_tokens(seed=0), random_tokens(seed=1)
+    own, ablation = model.record(tokens), model.record(other)
+    z = torch.rand(3, *model.nodes.shape("expert"), generator=torch.Generator().manual_seed(2))
+    x, a = own.experts[0], ablation.experts[0]
+    assert isinstance(x, Routed)
+    assert isinstance(a, Routed)
+    gate = z[:, 0].reshape(3, 1, -1, 1)
+    expected = (gate * x.dense() + (1 - gate) * a.dense()).sum(2)
+    got = x.write(x.gated(z[:, :1])) + a.write(a.gated(1 - z[:, :1]))
+    torch.testing.assert_close(got.reshape(expected.shape), expected)
+    torch.testing.assert_close(x.dense().sum(2), own.mlp_write[0])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe-mixed"])
+def test_all_experts_closed_is_the_block_closed(name: str) -> None:
+    model = GatedModel(tiny_model(name))
+    tokens, other = random_tokens(seed=0), random_tokens(seed=1)
+    for values in (model.record(other), model.record(other).map(lambda x: torch.zeros_like(x[0, 0]))):
+        experts, block = model.nodes.full(1.0), model.nodes.full(1.0)
+        experts["expert"][2] = 0
+        block["mlp_block"][2] = 0
+        torch.testing.assert_close(model.gated_logits(tokens, experts, values), model.gated_logits(tokens, block, values))
 
 
 class Unheard(LlamaForCausalLM):

@@ -148,7 +148,7 @@ def test_the_mean_ablation_leaves_out_padding_and_the_first_position() -> None:
 
     def record(tokens: Tokens) -> Activations:
         x = tokens.input_ids.float().unsqueeze(-1)
-        return Activations(embedding=x, heads=[x], attention_write=[x], neurons=[x], mlp_write=[x])
+        return Activations(embedding=x, heads={0: x}, attention_write={0: x}, neurons={0: x}, mlp_write={0: x})
 
     values = Mean(record, split).values(split.batch([0]))
     assert values.heads[0].tolist() == [2.0]

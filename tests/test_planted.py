@@ -30,7 +30,7 @@ def test_the_plant_is_what_it_claims_to_be() -> None:
         for index in indices:
             mask = everything[level].clone()
             mask[index] = False
-            circuits.append(Circuit.of({**everything, level: mask}))
+            circuits.append(Circuit.of({**everything, level: mask}, problem.nodes))
         for index, kl in zip(indices, problem.losses(circuits, "test"), strict=True):
             if index in PLANTED[level]:
                 assert kl.mean() > 2 * BUDGET, (level, index)
@@ -56,7 +56,7 @@ def test_attribution_finds_the_plant_too(method: str) -> None:
 def test_fisher_information_is_nothing_where_the_answer_does_not_depend_on_a_node() -> None:
     problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
     information = fisher_information(problem, make_config({}), Journal())
-    for level in DEFAULT_LEVELS:
+    for level in PLANTED:
         planted = torch.zeros_like(information[level], dtype=torch.bool)
         for index in PLANTED[level]:
             planted[index] = True

@@ -33,7 +33,7 @@ def test_the_gates_fit(smollm: LoadedModel) -> None:
 @pytest.mark.parametrize(("name", "accuracy"), [("ioi", 0.97), ("greater_than", 0.9), ("gendered_pronoun", 0.97)])
 def test_it_does_the_tasks(smollm: LoadedModel, name: str, accuracy: float) -> None:
     problem = make_problem(smollm, ns.load_task(name, smollm.tokenizer), ns.DiscoverConfig(), splits=("test",))
-    everything = ns.Circuit.of({level: mask.bool() for level, mask in problem.nodes.full(1.0).items()})
+    everything = ns.Circuit.whole(problem.nodes)
     evaluation = evaluate_circuit(problem, everything)
     assert evaluation.full["test"]["accuracy"] >= accuracy
     assert evaluation.circuit["test"]["kl"] == 0

@@ -106,6 +106,26 @@ def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, obje
         assert torch.equal(run.circuit.masks["head_dim"].all(-1), run.circuit.masks["head"])
 
 
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean", "zero"])
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe-mixed"])
+def test_experts_take_the_place_of_neurons(family: str, ablation: str, tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()
+    loaded = LoadedModel(id="tiny", revision=None, model=tiny_model(family, vocabulary=len(tokenizer)), tokenizer=tokenizer)
+    task = ns.load_task("ioi", tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "keep": 0.5}))
+    nodes = run.metrics["nodes"]
+    dense = 1 if "mixed" in family else 0
+    assert nodes["expert"]["total"] == 4 * (3 - dense)
+    assert nodes.get("mlp_neuron", {"total": 0})["total"] == 48 * dense
+    assert run.circuit.size <= 0.5
+    run.save(tmp_path)
+    again = ns.load_run(tmp_path)
+    assert again.circuit.nodes == run.circuit.nodes
+    assert all(torch.equal(again.circuit.masks[level], run.circuit.masks[level]) for level in LEVELS)
+    assert ns.evaluate(loaded, task, again).circuit["test"]["kl"] == pytest.approx(run.metrics["circuit"]["test"]["kl"], abs=1e-6)
+    assert "<svg" in render([("run", again)])
+
+
 def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
     with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 200 .*--force goes on"):
@@ -215,10 +235,12 @@ def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path
         "report.html",
     ]
     tensors = load_file(out / "circuit.safetensors")
-    assert all(tensors[level].dtype == torch.uint8 for level in LEVELS)
+    assert all(tensors[level].dtype == torch.uint8 for level in LEVELS if level != "expert")
+    assert "expert" not in tensors
     assert all(
         tensors[f"log_alpha.{level}"].dtype == torch.float32 and tensors[f"log_alpha.{level}"].shape == tensors[level].shape
         for level in DEFAULT_LEVELS
+        if level != "expert"
     )
     metrics, circuit = json.loads((out / "metrics.json").read_text()), json.loads((out / "circuit.json").read_text())
     assert {"nodes", "parameters", "full", "circuit", "ablated", "budget", "steps", "seconds", "peak_memory_bytes"} <= set(metrics)
@@ -226,7 +248,7 @@ def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path
     assert metrics["ablated"]["test"]["faithfulness"] in (0.0, None)
     assert circuit["format_version"] == 1
     assert {"model", "ablation", "levels", "thresholds", "task", "seed", "counts", "versions", "examples"} <= set(circuit)
-    assert all(metrics["nodes"][level]["kept"] == int(tensors[level].sum()) for level in LEVELS)
+    assert all(part["kept"] == int(tensors[level].sum()) for level, part in metrics["nodes"].items())
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert {"loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(rows[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nodesieve.batches import Batch, Split, Tokens
 from nodesieve.errors import UserError
@@ -23,28 +23,70 @@ from nodesieve.errors import UserError
 LAYER_PLACES = ("heads", "attention_write", "neurons", "mlp_write")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What the experts of one layer were asked: `hidden` (B * T, D), the chosen experts `index` (B * T, k) and their `weights` (B * T, k).
+
+    An expert's place is its routing weight times its output, zero where it is not chosen. The sum over experts, each times a gate, is the same
+    call with the gates in the weights, so that no tensor of all experts' outputs is ever held.
+    """
+
+    experts: nn.Module
+    hidden: Tensor
+    index: Tensor
+    weights: Tensor
+    rows: int
+
+    def gated(self, z: Tensor) -> Tensor:
+        """The routing weights times each chosen expert's gate: z (E,) or (B, 1, E) -> (B * T, k)."""
+        positions = len(self.hidden) // self.rows
+        each = z.expand(self.rows, positions, z.shape[-1]).reshape(-1, z.shape[-1])
+        return self.weights * each.gather(1, self.index).to(self.weights.dtype)
+
+    def write(self, weights: Tensor) -> Tensor:
+        """The experts' summed output with other weights, (B * T, k) -> (B * T, D); past the hooks."""
+        written: Tensor = self.experts.forward(self.hidden, self.index, weights)
+        return written
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """Every expert's place, (B, T, E, D): for checks, and for the mean ablation, which needs it once."""
+        stacked = self.experts.get_parameter("down_proj")  # (E, D, I)
+        out = self.hidden.new_zeros(len(self.hidden), len(stacked), self.hidden.shape[-1])
+        for expert in range(len(stacked)):
+            row, choice = (self.index == expert).nonzero(as_tuple=True)
+            if len(row):
+                own = self.index[row, choice].unsqueeze(1), self.weights[row, choice].unsqueeze(1)
+                out[row, expert] = self.experts.forward(self.hidden[row], *own).to(out.dtype)
+        return out.reshape(self.rows, -1, *out.shape[1:])
+
+
 @dataclass(kw_only=True)
 class Activations:
-    """What the five places hold. Each tensor broadcasts against (B, T, size of the place); the lists have one entry a layer."""
+    """What the places hold. Each tensor broadcasts against (B, T, size of the place).
+
+    `heads` and the writes have an entry for every layer; `neurons` and `experts` have the layers that they are in. What experts hold is
+    either a call to repeat, or a tensor that broadcasts against (B, T, E, D).
+    """
 
     embedding: Tensor | None = None
-    heads: list[Tensor] = field(default_factory=list)
-    attention_write: list[Tensor] = field(default_factory=list)
-    neurons: list[Tensor] = field(default_factory=list)
-    mlp_write: list[Tensor] = field(default_factory=list)
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    attention_write: dict[int, Tensor] = field(default_factory=dict)
+    neurons: dict[int, Tensor] = field(default_factory=dict)
+    experts: dict[int, Routed | Tensor] = field(default_factory=dict)
+    mlp_write: dict[int, Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
         return Activations(
             embedding=None if self.embedding is None else function(self.embedding),
-            heads=[function(x) for x in self.heads],
-            attention_write=[function(x) for x in self.attention_write],
-            neurons=[function(x) for x in self.neurons],
-            mlp_write=[function(x) for x in self.mlp_write],
+            experts={layer: function(x.dense() if isinstance(x, Routed) else x) for layer, x in self.experts.items()},
+            **{place: {layer: function(x) for layer, x in getattr(self, place).items()} for place in LAYER_PLACES},
         )
 
     def tensors(self) -> list[Tensor]:
         first = [] if self.embedding is None else [self.embedding]
-        return [*first, *self.heads, *self.attention_write, *self.neurons, *self.mlp_write]
+        experts = [x for x in self.experts.values() if isinstance(x, Tensor)]
+        return [*first, *experts, *(x for place in LAYER_PLACES for x in getattr(self, place).values())]
 
 
 Record = Callable[[Tokens], Activations]

@@ -12,7 +12,7 @@ import contextlib
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Family:
         mlp_write: likewise.
         qkv: query, key and value projections, one fused or three.
         mlp_inputs: the matrices from the stream to the hidden neurons: one, a gate and an up projection, or both fused.
+        experts: in layers that route to experts, the module that takes (hidden states, indices, weights) of the chosen ones and gives the sum of
+            their weighted outputs. Such a layer has no `mlp_projection`, and its write is the MLP's own.
         norms_after_sum: norms of the residual stream itself, applied after a write is added to it; a closed layer still applies them.
         norms_after_sum_if: (option, value) of the config where only some models of the family have them.
     """
@@ -47,6 +49,7 @@ class Family:
     mlp_write: str = ""
     qkv: tuple[str, ...]
     mlp_inputs: tuple[str, ...]
+    experts: str = ""
     norms_after_sum: tuple[str, ...] = ()
     norms_after_sum_if: tuple[str, object] | None = None
 
@@ -149,6 +152,7 @@ FAMILIES: tuple[Family, ...] = (
         attention_write="post_attention_layernorm",
         mlp_write="post_feedforward_layernorm",
     ),
+    replace(_LLAMA, model_types=("mixtral", "qwen3_moe", "olmoe"), mlp_write="mlp", experts="mlp.experts"),
     replace(
         _LLAMA,
         model_types=("glm4",),
@@ -185,11 +189,15 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlaces:
-    """The modules of one layer at which gates act: two inputs and two outputs; and norms of the stream itself, which have no gate."""
+    """The modules of one layer at which gates act: two inputs and two outputs; and norms of the stream itself, which have no gate.
+
+    A layer that routes has `experts` and no `mlp_projection`, any other the reverse.
+    """
 
     layer: nn.Module
     attention_projection: nn.Module
-    mlp_projection: nn.Module
+    mlp_projection: nn.Module | None
+    experts: nn.Module | None
     attention_write: nn.Module
     mlp_write: nn.Module
     norms_after_sum: tuple[nn.Module, ...] = ()
@@ -207,6 +215,9 @@ class ParameterShapes:
     input_per_neuron: int
     output_bias: bool
     groups: int
+    expert_inputs: int = 0
+    expert_neurons: int = 0
+    router: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +269,8 @@ def locate(model: PreTrainedModel, family: Family) -> Architecture:
         LayerPlaces(
             layer=layer,
             attention_projection=_at(layer, family.attention_projection, family),
-            mlp_projection=_at(layer, family.mlp_projection, family),
+            mlp_projection=None if _experts(layer, family) else _at(layer, family.mlp_projection, family),
+            experts=_experts(layer, family),
             attention_write=_at(layer, family.attention_write, family),
             mlp_write=_at(layer, family.mlp_write, family),
             norms_after_sum=tuple(_at(layer, path, family) for path in family.norms_after_sum) if _norms_after_sum(model, family) else (),
@@ -267,14 +279,39 @@ def locate(model: PreTrainedModel, family: Family) -> Architecture:
     )
     heads = model.config.get_text_config().num_attention_heads
     (attention_in, width), *others = {_in_out(place.attention_projection) for place in places}
-    (neurons, _), *other_mlps = {_in_out(place.mlp_projection) for place in places}
-    if others or other_mlps or attention_in % heads:
+    neurons = {_in_out(place.mlp_projection)[0] for place in places if place.mlp_projection is not None}
+    experts = {_expert_shape(place.experts) for place in places if place.experts is not None}
+    if others or len(neurons) > 1 or len(experts) > 1 or attention_in % heads:
         raise UserError(
             f"expected every layer of {model_type} to have {heads} equal heads and one MLP width, got attention inputs "
-            f"{sorted({_in_out(p.attention_projection)[0] for p in places})} and MLP widths {sorted({_in_out(p.mlp_projection)[0] for p in places})}"
+            f"{sorted({_in_out(p.attention_projection)[0] for p in places})}, MLP widths {sorted(neurons)} and experts {sorted(experts)}"
         )
-    nodes = NodeSpace(layers=len(places), heads=heads, head_dim=attention_in // heads, neurons=neurons, width=width)
-    return Architecture(family=family, places=places, nodes=nodes, parameters=_parameter_shapes(layers[0], family, nodes))
+    nodes = NodeSpace(
+        layers=len(places),
+        heads=heads,
+        head_dim=attention_in // heads,
+        neurons=max(neurons, default=0),
+        width=width,
+        experts=max(experts)[0] if experts else 0,
+        expert_layers=frozenset(number for number, place in enumerate(places) if place.experts is not None),
+    )
+    return Architecture(family=family, places=places, nodes=nodes, parameters=_parameter_shapes(places, family, nodes))
+
+
+def _experts(layer: nn.Module, family: Family) -> nn.Module | None:
+    if not family.experts:
+        return None
+    try:
+        found = layer.get_submodule(family.experts)
+    except AttributeError:
+        return None  # a dense layer among layers that route
+    return found
+
+
+def _expert_shape(experts: nn.Module) -> tuple[int, int]:
+    """(experts, hidden neurons of each), from the stacked down projection (E, D, I)."""
+    count, _, hidden = experts.get_parameter("down_proj").shape
+    return count, hidden
 
 
 def _norms_after_sum(model: PreTrainedModel, family: Family) -> bool:
@@ -284,10 +321,13 @@ def _norms_after_sum(model: PreTrainedModel, family: Family) -> bool:
     return bool(family.norms_after_sum) and getattr(model.config, option, None) == value
 
 
-def _parameter_shapes(layer: nn.Module, family: Family, nodes: NodeSpace) -> ParameterShapes:
+def _parameter_shapes(places: Sequence[LayerPlaces], family: Family, nodes: NodeSpace) -> ParameterShapes:
     """Read off the weights, so that fused and grouped projections need no rule of their own."""
+    layer = places[0].layer
+    dense = next((place.layer for place in places if place.experts is None), None)
+    routing = next((place for place in places if place.experts is not None), None)
     qkv = [_at(layer, path, family) for path in family.qkv]
-    mlp_inputs = [_at(layer, path, family) for path in family.mlp_inputs]
+    mlp_inputs = [] if dense is None else [_at(dense, path, family) for path in family.mlp_inputs]
     keys_and_values = sum(_in_out(module)[1] for module in qkv) - nodes.heads * nodes.head_dim
     groups, rest = divmod(keys_and_values, 2 * nodes.head_dim)
     if rest or groups < 1 or nodes.heads % groups:
@@ -303,9 +343,20 @@ def _parameter_shapes(layer: nn.Module, family: Family, nodes: NodeSpace) -> Par
         projection_per_dim=nodes.width,
         projection_bias=nodes.width * _has_bias(_at(layer, family.attention_projection, family)),
         input_per_neuron=sum(_in_out(module)[1] // nodes.neurons * (nodes.width + _has_bias(module)) for module in mlp_inputs),
-        output_bias=_has_bias(_at(layer, family.mlp_projection, family)),
+        output_bias=dense is not None and _has_bias(_at(dense, family.mlp_projection, family)),
         groups=groups,
+        **({} if routing is None else _expert_costs(routing)),
     )
+
+
+def _expert_costs(place: LayerPlaces) -> dict[str, int]:
+    """Weights of one expert but for its down projection, its neurons, and all other weights of the MLP: the router's."""
+    assert place.experts is not None
+    count, hidden = _expert_shape(place.experts)
+    of_experts = sum(p.numel() for p in place.experts.parameters())
+    down = place.experts.get_parameter("down_proj").numel()
+    router = sum(p.numel() for p in place.mlp_write.parameters()) - of_experts
+    return {"expert_inputs": (of_experts - down) // count, "expert_neurons": hidden, "router": router}
 
 
 _ATTENTION = re.compile(r"(^|[._])(self_?)?(attn|attention)([._]|$)", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """A circuit: which nodes are kept. Closing the hierarchy, counting nodes and parameters.
 
 Closing makes the levels agree. Top-down: a closed parent closes its children. Bottom-up: a head with no open dimension closes, an
-attention block with no open head, an MLP block with no open neuron or no open output, a layer with neither block.
+attention block with no open head, an MLP block with no open neuron and no open expert or with no open output, a layer with neither block.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nodesieve.architectures import Architecture
@@ -17,25 +16,31 @@ from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
 
 
-def close(kept: Mapping[str, Tensor]) -> LevelTensors:
+def close(kept: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
     """Boolean masks of all levels, each (*shape(level)) -> the same with every level consistent with the others. Idempotent."""
-    down = with_ancestors({level: kept[level].bool() for level in LEVELS})
+    down = with_ancestors({level: kept[level].bool() & nodes.present(level) for level in LEVELS})
     head = down["head"] & down["head_dim"].any(-1)
     attention = down["attention_block"] & head.any(-1)
-    mlp = down["mlp_block"] & down["mlp_neuron"].any(-1) & down["mlp_output"].any(-1)
+    mlp = down["mlp_block"] & (down["mlp_neuron"].any(-1) | down["expert"].any(-1)) & down["mlp_output"].any(-1)
     layer = down["layer"] & (attention | mlp)
     return with_ancestors({**down, "head": head, "attention_block": attention, "mlp_block": mlp, "layer": layer})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Circuit:
-    """Which nodes are kept: a boolean mask a level, closed. Build it with `Circuit.of`."""
+    """Which nodes of a model are kept: a boolean mask a level, closed. Build it with `Circuit.of`."""
 
     masks: LevelTensors
+    nodes: NodeSpace
 
     @staticmethod
-    def of(kept: Mapping[str, Tensor]) -> Circuit:
-        return Circuit(masks=close(kept))
+    def of(kept: Mapping[str, Tensor], nodes: NodeSpace) -> Circuit:
+        return Circuit(masks=close(kept, nodes), nodes=nodes)
+
+    @staticmethod
+    def whole(nodes: NodeSpace) -> Circuit:
+        """Every node."""
+        return Circuit(masks={level: nodes.present(level) for level in LEVELS}, nodes=nodes)
 
     def gates(self) -> LevelTensors:
         """The masks as gates of 0.0 and 1.0."""
@@ -47,11 +52,11 @@ class Circuit:
     @property
     def size(self) -> float:
         """Kept leaves / all leaves."""
-        return sum(self.kept(level) for level in LEAVES) / sum(self.masks[level].numel() for level in LEAVES)
+        return sum(self.kept(level) for level in LEAVES) / sum(self.nodes.count(level) for level in LEAVES)
 
-    def names(self, nodes: NodeSpace, level: str) -> list[str]:
+    def names(self, level: str) -> list[str]:
         """Canonical names of the kept nodes of one level, in order."""
-        return [nodes.name(level, tuple(index)) for index in self.masks[level].nonzero().tolist()]
+        return [self.nodes.name(level, tuple(index)) for index in self.masks[level].nonzero().tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +66,18 @@ class Count:
 
 
 def count_nodes(circuit: Circuit) -> dict[str, Count]:
-    return {level: Count(kept=circuit.kept(level), total=circuit.masks[level].numel()) for level in LEVELS}
+    """Kept nodes of each level that the model has."""
+    return {level: Count(kept=circuit.kept(level), total=circuit.nodes.count(level)) for level in circuit.nodes.levels}
 
 
 def count_parameters(circuit: Circuit, architecture: Architecture) -> Count:
     """Attention and MLP weights and biases that the kept nodes need, by the model's real shapes.
 
     For a kept head_dim its column of V and row of O; for a kept head its Q, and its K once for all query heads that share it; for a kept
-    neuron its row in each input matrix and its entries of the down projection on kept outputs. Norms and embeddings do not count.
+    neuron its row in each input matrix and its entries of the down projection on kept outputs; for a kept expert the same for all its neurons, and
+    for the MLP block around it the router. Norms and embeddings do not count.
     """
-    everything = Circuit(masks={level: torch.ones_like(mask) for level, mask in circuit.masks.items()})
-    return Count(kept=_parameters(circuit, architecture), total=_parameters(everything, architecture))
+    return Count(kept=_parameters(circuit, architecture), total=_parameters(Circuit.whole(circuit.nodes), architecture))
 
 
 def _parameters(circuit: Circuit, architecture: Architecture) -> int:
@@ -88,4 +94,8 @@ def _parameters(circuit: Circuit, architecture: Architecture) -> int:
     )
     neurons, outputs = circuit.masks["mlp_neuron"].sum(-1), circuit.masks["mlp_output"].sum(-1)  # (L,), (L,)
     mlp = int(neurons.sum()) * costs.input_per_neuron + int((neurons * outputs).sum()) + int(outputs.sum()) * costs.output_bias
-    return attention + mlp
+    if not costs.expert_neurons:
+        return attention + mlp
+    experts = circuit.masks["expert"].sum(-1)  # (L,)
+    routed = int(experts.sum()) * costs.expert_inputs + costs.expert_neurons * int((experts * outputs).sum())
+    return attention + mlp + routed + int((experts > 0).sum()) * costs.router

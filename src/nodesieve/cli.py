@@ -244,10 +244,10 @@ def nodes(directory: Path, levels: tuple[str, ...]) -> None:
     from nodesieve.run import load_run
 
     run = load_run(directory)
-    for level in levels or LEVELS:
+    for level in levels or run.circuit.nodes.levels:
         for index in run.circuit.masks[level].nonzero().tolist():
             score = f"{float(run.scores.values[level][tuple(index)]):.4g}" if level in run.scores.levels else ""
-            name = level if level == "embedding" else ".".join([level, *map(str, index)])
+            name = run.circuit.nodes.name(level, tuple(index))
             click.echo(f"{name}\t{score}")
 
 

@@ -24,7 +24,7 @@ EXTRA_METRICS = ("prob_diff", "cutoff_sharpness")
 
 LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.05)
 LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
-LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "mlp_output": 3.5}
+LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "expert": 2.5, "mlp_output": 3.5}
 PENALTIES: PerLevel = {
     "layer": 1.5,
     "attention_block": 1.5,
@@ -32,6 +32,7 @@ PENALTIES: PerLevel = {
     "head": 5.0,
     "head_dim": 1.5,
     "mlp_neuron": 1.5,
+    "expert": 1.5,
     "mlp_output": 1.0,
     "embedding": 1.5,
 }

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from nodesieve.levels import LEVELS
 from nodesieve.run import RunJournal
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from nodesieve.evaluation import Evaluation, Metrics
     from nodesieve.run import Run
 
-SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "mlp_output": "outputs"}
+SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "outputs"}
 
 
 class ConsoleJournal(RunJournal):
@@ -99,15 +98,17 @@ def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
 
 def print_levels(architecture: Architecture, *, title: str) -> None:
     """Levels with their counts and the share of the attention and MLP parameters that hangs on them."""
+    import torch
+
     from nodesieve.circuit import Circuit, count_parameters
 
     table = Table(title=title, title_justify="left", box=None)
     for heading in ("level", "shape", "nodes", "parameters"):
         table.add_column(heading, justify="left" if heading in ("level", "shape") else "right")
     nodes = architecture.nodes
-    everything = Circuit.of({level: mask.bool() for level, mask in nodes.full(1.0).items()})
-    for level in LEVELS:
-        without = Circuit.of({**everything.masks, level: ~everything.masks[level]})
+    everything = Circuit.whole(nodes)
+    for level in nodes.levels:
+        without = Circuit.of({**everything.masks, level: torch.zeros_like(everything.masks[level])}, nodes)
         count = count_parameters(without, architecture)
         share = "" if level == "embedding" else f"{100 * (1 - count.kept / count.total):.1f}%"
         table.add_row(level, " x ".join(map(str, nodes.shape(level))), f"{nodes.count(level):,}", share)

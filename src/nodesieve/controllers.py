@@ -155,7 +155,7 @@ class TargetSize:
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
-        self._leaves = {level: nodes.count(level) for level in LEAVES}
+        self._leaves = {level: nodes.count(level) for level in LEAVES if level in nodes.levels}
         self._linear = self._quadratic = 0.0
         self._excess = 0.0
 

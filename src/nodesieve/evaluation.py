@@ -40,11 +40,8 @@ def evaluate(loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[Spli
         UserError: the run was made on a model of other sizes, or the task cannot be used.
     """
     problem = make_problem(loaded, task, replace(run.config, force=True), splits=splits)
-    for level, mask in run.circuit.masks.items():
-        if mask.shape != problem.nodes.shape(level):
-            raise UserError(
-                f"expected a circuit of this model, with {problem.nodes.shape(level)} gates at level {level}, got one with {tuple(mask.shape)}"
-            )
+    if run.circuit.nodes != problem.nodes:
+        raise UserError(f"expected a circuit of this model, which has {problem.nodes}, got one of a model that has {run.circuit.nodes}")
     return evaluate_circuit(problem, run.circuit, splits=splits)
 
 
@@ -62,7 +59,7 @@ def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[Spl
 def ablated_circuit(problem: Problem) -> Circuit:
     """Every node closed, the embedding open."""
     closed = {level: torch.zeros(problem.nodes.shape(level), dtype=torch.bool) for level in problem.nodes.full(0.0)}
-    return Circuit.of({**closed, "embedding": torch.ones(1, dtype=torch.bool)})
+    return Circuit.of({**closed, "embedding": torch.ones(1, dtype=torch.bool)}, problem.nodes)
 
 
 def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> tuple[Metrics, ...]:

@@ -1,9 +1,10 @@
 """A frozen Hugging Face model with a gate at every node.
 
 Hooks sit at five places: the residual stream that enters layer 0, the input of each attention output projection, each attention write,
-the input of each MLP down projection, each MLP write. `record` reads what they hold; `gated_logits` replaces it by
-z * x + (1 - z) * a, computed as `torch.lerp(a, x, z)`, which is exact at z = 0 and z = 1. The hooks live inside a `with` block and are gone after
-it, also when the model raises; the model's training mode and `requires_grad` flags are put back as they were.
+the input of each MLP down projection, each MLP write; where a layer routes, its experts take the place of the down projection. `record`
+reads what they hold; `gated_logits` replaces it by z * x + (1 - z) * a, computed as `torch.lerp(a, x, z)`, which is exact at z = 0 and z = 1.
+The hooks live inside a `with` block and are gone after it, also when the model raises; the model's training mode and `requires_grad` flags
+are put back as they were.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nodesieve.ablations import LAYER_PLACES, Activations
+from nodesieve.ablations import LAYER_PLACES, Activations, Routed
 from nodesieve.architectures import Architecture, resolve
 from nodesieve.batches import Tokens
 from nodesieve.nodes import NodeSpace, PlaceGates, place_gates
@@ -28,6 +29,8 @@ WRITES = ("attention_write", "mlp_write")
 
 # (place, layer, activation) -> what takes its place; `place` is a field of Activations and PlaceGates.
 Edit = Callable[[str, int, Tensor], Tensor]
+# (layer, what its experts are asked) -> (the routing weights to ask with, what to add to the answer)
+Route = Callable[[int, Routed], tuple[Tensor, Tensor | None]]
 
 
 class GatedModel:
@@ -69,10 +72,14 @@ class GatedModel:
             if place == "embedding":
                 seen.embedding = x
             else:
-                getattr(seen, place).append(x)
+                getattr(seen, place)[layer] = x
             return x.clone() if place in WRITES else x  # Falcon adds to a write in place
 
-        with self._frozen(), self._hooked(keep, rows=len(tokens.input_ids)):
+        def keep_routed(layer: int, routed: Routed) -> tuple[Tensor, None]:
+            seen.experts[layer] = routed
+            return routed.weights, None
+
+        with self._frozen(), self._hooked(keep, keep_routed, rows=len(tokens.input_ids)):
             self._run(tokens)
         return seen
 
@@ -95,7 +102,17 @@ class GatedModel:
             assert a is not None
             return torch.lerp(a, x, z.unsqueeze(1) if z.dim() == 2 else z)  # z is (B, 1, size) or (size,)
 
-        with self._frozen(), self._hooked(gate, rows=len(tokens.input_ids), skip=_always_open(at)):
+        of_experts = at.experts.unbind(-2)
+
+        def gate_routed(layer: int, routed: Routed) -> tuple[Tensor, Tensor | None]:
+            z, a = of_experts[layer], ablation.experts[layer]
+            z = z.unsqueeze(1) if z.dim() == 2 else z
+            if isinstance(a, Routed):
+                return routed.gated(z), a.write(a.gated(1 - z))
+            closed = ((1 - z).to(a.dtype) @ a).expand(routed.rows, -1, -1) if z.dim() == 3 else (1 - z).to(a.dtype) @ a
+            return routed.gated(z), closed.expand(routed.rows, len(routed.hidden) // routed.rows, -1).flatten(0, 1)
+
+        with self._frozen(), self._hooked(gate, gate_routed, rows=len(tokens.input_ids), skip=_always_open(at)):
             return self._run(tokens)
 
     def _run(self, tokens: Tokens) -> Tensor:
@@ -142,7 +159,7 @@ class GatedModel:
                 module.training = True
 
     @contextmanager
-    def _hooked(self, edit: Edit, *, rows: int, skip: frozenset[str] = frozenset()) -> Iterator[None]:
+    def _hooked(self, edit: Edit, route: Route, *, rows: int, skip: frozenset[str] = frozenset()) -> Iterator[None]:
         def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
             """Some MLPs see a batch's positions as rows, (B * T, size)."""
             return edit(place, layer, x) if x.dim() == 3 else edit(place, layer, x.reshape(rows, -1, x.shape[-1])).flatten(0, 1)
@@ -159,12 +176,31 @@ class GatedModel:
                 hook = module.register_forward_hook(lambda _m, _args, out: _edit_output(out, place, layer, unflattened))
                 stack.callback(hook.remove)
 
+            def on_experts(module: nn.Module, layer: int) -> None:
+                written: list[Tensor | None] = []
+
+                def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                    hidden, index, weights = args
+                    changed, extra = route(layer, Routed(experts=module, hidden=hidden, index=index, weights=weights, rows=rows))
+                    written.append(extra)
+                    return hidden, index, changed
+
+                def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+                    extra = written.pop()
+                    return output if extra is None else output + extra
+
+                stack.callback(module.register_forward_pre_hook(before).remove)
+                stack.callback(module.register_forward_hook(after).remove)
+
             if "embedding" not in skip:
                 on_input(self.architecture.places[0].layer, "embedding", 0)
             for number, places in enumerate(self.architecture.places):
                 on_input(places.attention_projection, "heads", number)
                 on_output(places.attention_write, "attention_write", number)
-                on_input(places.mlp_projection, "neurons", number)
+                if places.mlp_projection is not None:
+                    on_input(places.mlp_projection, "neurons", number)
+                if places.experts is not None:
+                    on_experts(places.experts, number)
                 on_output(places.mlp_write, "mlp_write", number)
             yield
 

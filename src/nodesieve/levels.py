@@ -23,10 +23,11 @@ LEVELS: dict[str, Level] = {
         Level(name="head", parent="attention_block", dims=("layers", "heads")),
         Level(name="head_dim", parent="head", dims=("layers", "heads", "head_dim")),
         Level(name="mlp_neuron", parent="mlp_block", dims=("layers", "neurons")),
+        Level(name="expert", parent="mlp_block", dims=("layers", "experts")),
         Level(name="mlp_output", parent="mlp_block", dims=("layers", "width")),
         Level(name="embedding", parent=None, dims=("embeddings",)),
     )
 }
 DEFAULT_LEVELS: tuple[str, ...] = tuple(name for name in LEVELS if name != "embedding")
-LEAVES: tuple[str, ...] = ("head_dim", "mlp_neuron")
+LEAVES: tuple[str, ...] = ("head_dim", "mlp_neuron", "expert")
 CHILDLESS: tuple[str, ...] = tuple(name for name in LEVELS if all(level.parent != name for level in LEVELS.values()))

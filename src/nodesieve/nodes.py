@@ -1,65 +1,61 @@
-"""The nodes of a decoder: their shapes, how they nest, and one flat index over all of them.
+"""The nodes of a decoder: their shapes, and how they nest.
 
-1. A `NodeSpace` is a model's sizes. It turns a flat vector (one number a node) into one tensor a level and back, and names nodes.
+1. A `NodeSpace` is a model's sizes: the shape of each level's gates, which of them exist, and their names.
 2. `with_ancestors` applies the hierarchy: a node's value times its ancestors'.
-3. `place_gates` multiplies the gates of all levels into what the five places of a model need.
+3. `place_gates` multiplies the gates of all levels into what the places of a model need.
 
-Legend of shapes: L layers, H query heads a layer, K dimensions a head, F hidden neurons of an MLP, D residual width,
-N all nodes, B examples (`...` stands for leading dimensions, B or none).
+Legend of shapes: L layers, H query heads a layer, K dimensions a head, F hidden neurons of an MLP, E experts of a layer that routes,
+D residual width, B examples (`...` stands for leading dimensions, B or none).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import LEVELS
 
 LevelTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSpace:
-    """The sizes of one model, and with them every node that it has."""
+    """The sizes of one model, and with them every node that it has.
+
+    A layer has hidden neurons or experts: `expert_layers` names those that have experts. Gates have a row for every layer all the same; the
+    rows of a level that a layer does not have stand for no node.
+    """
 
     layers: int
     heads: int
     head_dim: int
     neurons: int
     width: int
+    experts: int = 0
+    expert_layers: frozenset[int] = frozenset()
     embeddings: int = 1
 
     def shape(self, level: str) -> tuple[int, ...]:
         """Shape of one level's gates, e.g. (L, H, K) for `head_dim`."""
         return tuple(getattr(self, dim) for dim in LEVELS[level].dims)
 
+    def present(self, level: str) -> Tensor:
+        """Which entries of a level's gates stand for a node, bool (*shape(level))."""
+        mask = torch.ones(self.shape(level), dtype=torch.bool)
+        if level in ("mlp_neuron", "expert"):
+            mask[[(layer in self.expert_layers) != (level == "expert") for layer in range(self.layers)]] = False
+        return mask
+
     def count(self, level: str) -> int:
-        return prod(self.shape(level))
+        return int(self.present(level).sum())
 
     @property
-    def total(self) -> int:
-        """N: nodes of all levels together, the embedding among them."""
-        return sum(self.count(level) for level in LEVELS)
-
-    @property
-    def leaves(self) -> int:
-        """What a circuit's size is a share of: all head dimensions and MLP neurons."""
-        return sum(self.count(level) for level in LEAVES)
-
-    def split(self, flat: Tensor) -> LevelTensors:
-        """(..., N) -> one view a level, of shape (..., *shape(level)), in the order of `LEVELS`."""
-        if flat.shape[-1] != self.total:
-            raise ValueError(f"expected one number for each of {self.total} nodes, got a last dimension of {flat.shape[-1]}")
-        parts = torch.split(flat, [self.count(level) for level in LEVELS], dim=-1)
-        return {level: part.reshape(*flat.shape[:-1], *self.shape(level)) for level, part in zip(LEVELS, parts, strict=True)}
-
-    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """One tensor a level, each (*shape(level)) -> (N,). The inverse of `split`."""
-        return torch.cat([tensors[level].reshape(-1) for level in LEVELS])
+    def levels(self) -> tuple[str, ...]:
+        """The levels that this model has."""
+        return tuple(level for level in LEVELS if self.count(level))
 
     def name(self, level: str, index: tuple[int, ...]) -> str:
         """Canonical name of a node: `head_dim.5.3.12`, or plainly `embedding`."""
@@ -86,15 +82,16 @@ def with_ancestors(gates: Mapping[str, Tensor]) -> LevelTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceGates:
-    """What multiplies the five places of a model, from the gates of all levels.
+    """What multiplies the places of a model, from the gates of all levels.
 
     heads: (..., L, H*K) input of the attention output projection. attention_write: (..., L, 1). neurons: (..., L, F) input of
-    the MLP down projection. mlp_write: (..., L, D). embedding: (..., 1).
+    the MLP down projection. experts: (..., L, E). mlp_write: (..., L, D). embedding: (..., 1).
     """
 
     heads: Tensor
     attention_write: Tensor
     neurons: Tensor
+    experts: Tensor
     mlp_write: Tensor
     embedding: Tensor
 
@@ -106,6 +103,7 @@ def place_gates(gates: Mapping[str, Tensor]) -> PlaceGates:
         heads=(gates["head"].unsqueeze(-1) * gates["head_dim"]).flatten(-2),
         attention_write=(layer * gates["attention_block"]).unsqueeze(-1),
         neurons=gates["mlp_neuron"],
+        experts=gates["expert"],
         mlp_write=(layer * gates["mlp_block"]).unsqueeze(-1) * gates["mlp_output"],
         embedding=gates["embedding"],
     )

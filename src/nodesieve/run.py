@@ -32,6 +32,7 @@ from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEVELS
+from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
 
 FORMAT_VERSION = 1
@@ -72,8 +73,9 @@ class Run:
         out = Path(directory)
         out.mkdir(parents=True, exist_ok=True)
         kind = "log_alpha" if self.scores.threshold is not None else "score"
-        tensors = {level: mask.to(torch.uint8) for level, mask in self.circuit.masks.items()}
-        tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels}
+        nodes = self.circuit.nodes
+        tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}
+        tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels if level in nodes.levels}
         with replacing(out / CIRCUIT) as scratch:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch, metadata={"format": "pt"})
         write_json(out / DESCRIPTION, {**self.description, "thresholds": dict.fromkeys(self.scores.levels, self.threshold)})
@@ -99,10 +101,11 @@ def load_run(directory: str | Path) -> Run:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"expected a safetensors file, could not read {str(out / CIRCUIT)!r}: {error}") from error
-    missing = [level for level in LEVELS if level not in tensors]
+    missing = [level for level in ("layer", "head_dim", "mlp_output", "embedding") if level not in tensors]
     if missing:
         raise UserError(f"expected a tensor for every level in {str(out / CIRCUIT)!r}, found none for {', '.join(missing)}")
-    masks = {level: tensors[level].bool() for level in LEVELS}
+    nodes = _nodes_of(tensors, description)
+    masks = {level: tensors[level].bool() if level in tensors else torch.zeros(nodes.shape(level), dtype=torch.bool) for level in LEVELS}
     learned = any(name.startswith("log_alpha.") for name in tensors)
     kind = "log_alpha" if learned else "score"
     values = {level: tensors.get(f"{kind}.{level}", torch.ones(masks[level].shape)) for level in LEVELS}
@@ -110,12 +113,28 @@ def load_run(directory: str | Path) -> Run:
     history = [json.loads(line) for line in (out / HISTORY).read_text("utf-8").splitlines()] if (out / HISTORY).is_file() else []
     return Run(
         config=config,
-        circuit=Circuit.of(masks),
-        scores=Scores(values=values, levels=config.levels, threshold=0.0 if learned else None),
+        circuit=Circuit.of(masks, nodes),
+        scores=Scores(
+            values=values, nodes=nodes, levels=tuple(level for level in config.levels if level in nodes.levels), threshold=0.0 if learned else None
+        ),
         threshold=next(iter(thresholds.values())),
         metrics=metrics,
         description={key: value for key, value in description.items() if key != "thresholds"},
         history=history,
+    )
+
+
+def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NodeSpace:
+    """The sizes of the model that a circuit's tensors are of."""
+    layers, heads, head_dim = tensors["head_dim"].shape
+    return NodeSpace(
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        neurons=tensors["mlp_neuron"].shape[1] if "mlp_neuron" in tensors else 0,
+        width=tensors["mlp_output"].shape[1],
+        experts=tensors["expert"].shape[1] if "expert" in tensors else 0,
+        expert_layers=frozenset(description.get("expert_layers", ())),
     )
 
 
@@ -127,10 +146,11 @@ def describe(config: DiscoverConfig, circuit: Circuit, *, revision: str | None, 
         "model": {"id": config.model, "revision": revision},
         "method": config.method,
         "ablation": config.ablation,
-        "levels": list(config.levels),
+        "levels": [level for level in config.levels if level in circuit.nodes.levels],
         "task": config.task,
         "seed": config.seed,
         "counts": {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(circuit).items()},
+        **({"expert_layers": sorted(circuit.nodes.expert_layers)} if circuit.nodes.expert_layers else {}),
         "examples": examples,
         "versions": versions(),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.levels import LEVELS
-from nodesieve.nodes import LevelTensors
+from nodesieve.nodes import LevelTensors, NodeSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Scores:
     """
 
     values: LevelTensors
+    nodes: NodeSpace
     levels: tuple[str, ...]
     threshold: float | None = None
     earlier: Scores | None = None
@@ -35,7 +36,7 @@ class Scores:
             level: self.values[level] > threshold if level in self.levels else torch.ones_like(self.values[level], dtype=torch.bool)
             for level in LEVELS
         }
-        return Circuit.of(kept)
+        return Circuit.of(kept, self.nodes)
 
 
 def raise_ancestors(values: LevelTensors) -> LevelTensors:
@@ -52,7 +53,7 @@ def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tenso
     out = dict(values)
     for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
         parent = LEVELS[name].parent
-        if parent is not None:
+        if parent is not None and out[name].numel():
             below = out[name].reshape(*out[parent].shape, -1)
             out[parent] = combine(out[parent], below)
     return out

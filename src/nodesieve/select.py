@@ -102,7 +102,7 @@ def _grid(scores: Scores) -> list[float]:
 def _reference(scores: Scores) -> Tensor:
     """The scores that sizes are counted by: those of the leaves, or of all levels where no leaf is scored."""
     levels = [level for level in LEAVES if level in scores.levels] or scores.levels
-    return torch.cat([scores.values[level].flatten() for level in levels])
+    return torch.cat([scores.values[level][scores.nodes.present(level)] for level in levels])
 
 
 def _judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float) -> Selection:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nodesieve.ablations import Activations
+from nodesieve.ablations import Activations, Routed
 from nodesieve.architectures import guess, is_known, unknown_family
 from nodesieve.batches import Tokens
 from nodesieve.errors import UserError
@@ -29,7 +29,7 @@ from nodesieve.levels import LEVELS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "mlp_output": "mlp_write"}
+PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "mlp_write"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,8 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
         yield _writes_add_up(model, clean)
         own = model.record(clean)
         for level, place in PLACE_OF.items():
+            if level not in model.nodes.levels:
+                continue
             index = _largest_difference(own, ablation, place, model.nodes.shape(level))
             gates = {**opened, level: opened[level].clone()}
             gates[level][index] = 0
@@ -116,8 +118,8 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
 
     half = {level: (opened[level] * 0.5).requires_grad_(True) for level in LEVELS}
     model.gated_logits(clean, half, ablation).square().sum().backward()  # type: ignore[no-untyped-call]
-    for level, gate in half.items():
-        gradient = gate.grad
+    for level in model.nodes.levels:
+        gradient = half[level].grad
         reached = gradient is not None and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())
         yield Check(name=f"gradients reach {level}", passed=reached, detail="the gradient is missing, zero or not finite")
     yield Check(name="no hook is left behind", passed=_hooks(model) == hooks_before, detail="the model has more hooks than before")
@@ -130,9 +132,13 @@ def _random_tokens(vocabulary: int, length: int, generator: torch.Generator, dev
 
 def _largest_difference(own: Activations, ablation: Activations, place: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The node of a level whose activation differs most from its ablation value at the last position."""
-    differences = torch.stack([(x - a)[:, -1].abs().amax(0) for x, a in zip(getattr(own, place), getattr(ablation, place), strict=True)])
-    by_node = differences.reshape(*shape, -1).amax(-1)
-    return tuple(int(i) for i in torch.unravel_index(by_node.argmax(), shape))
+    by_layer: dict[int, Tensor] = {}
+    for layer, x in getattr(own, place).items():
+        a = getattr(ablation, place)[layer]
+        x, a = (value.dense() if isinstance(value, Routed) else value for value in (x, a))
+        by_layer[layer] = (x - a)[:, -1].abs().amax(0).reshape(*shape[1:], -1).amax(-1)
+    layer = max(by_layer, key=lambda layer: float(by_layer[layer].max()))
+    return (layer, *(int(i) for i in torch.unravel_index(by_layer[layer].argmax(), shape[1:])))
 
 
 def _writes_add_up(model: GatedModel, tokens: Tokens) -> Check:

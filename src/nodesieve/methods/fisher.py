@@ -25,13 +25,13 @@ EXAMPLES = 512  # enough to rank by: squares of gradients vary less over example
 
 def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Scores by Fisher information."""
-    return Scores(values=fisher_information(problem, config, journal), levels=config.levels)
+    return Scores(values=fisher_information(problem, config, journal), nodes=problem.nodes, levels=config.levels)
 
 
 def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal) -> LevelTensors:
     """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates."""
     train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
-    scored = [level for level in CHILDLESS if level in config.levels]
+    scored = [level for level in CHILDLESS if level in config.levels and level in nodes.levels]
     total = {level: torch.zeros(nodes.shape(level), device=device) for level in LEVELS}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
     count = min(EXAMPLES, len(train))

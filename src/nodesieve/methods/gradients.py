@@ -7,7 +7,7 @@ Both take |gradient of the logit difference to the node's gate|, averaged over t
 - `uniform_gradient`: with all leaves at one gate level, drawn uniformly from [0, 1] for each example, which averages the gradient along
   the way from the ablated to the full model, much as integrated gradients does.
 
-Only head dimensions, neurons and MLP outputs (and the embedding, where asked for) are scored; what lies above them gets the highest
+Only head dimensions, neurons, experts and MLP outputs (and the embedding, where asked for) are scored; what lies above them gets the highest
 score among its descendants.
 """
 
@@ -47,7 +47,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_lev
     train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
     if any(not example.distractors for example in train.examples):
         raise UserError(f"--method {config.method} expects distractors, since it follows the logit difference; got examples without")
-    scored = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels]
+    scored = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels and level in nodes.levels]
     total = {level: torch.zeros(nodes.shape(level), device=device) for level in LEVELS}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
     done, count = 0, min(EXAMPLES, len(train))
@@ -68,4 +68,4 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_lev
         if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
             raise KeyboardInterrupt
     values = raise_ancestors({level: value.abs().cpu() / count for level, value in total.items()})
-    return Scores(values=values, levels=config.levels)
+    return Scores(values=values, nodes=nodes, levels=config.levels)

@@ -130,13 +130,14 @@ class _Run:
         self.problem, self.config = problem, config
         self.nodes: NodeSpace = problem.nodes
         self.device = problem.model.device
+        self.levels = tuple(level for level in config.levels if level in self.nodes.levels)
+        self.present = {level: self.nodes.present(level).to(self.device) for level in self.levels}
         self.step = 0
         self.seconds = 0.0
         self.log_alpha = {
-            level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True)
-            for level in config.levels
+            level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True) for level in self.levels
         }
-        groups = [{"params": [self.log_alpha[level]], "lr": config.learning_rates[level]} for level in config.levels]
+        groups = [{"params": [self.log_alpha[level]], "lr": config.learning_rates[level]} for level in self.levels]
         self.adam = torch.optim.Adam(groups, betas=ADAM_BETAS)
         self.controller: Controller = CONTROLLERS[config.controller](config, self.nodes)
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
@@ -150,10 +151,10 @@ class _Run:
         information = fisher_information(learner, self.config, journal)
         with torch.no_grad():
             for level, spread in spreads.items():
-                flat = information[level].flatten()
+                flat = information[level][self.nodes.present(level)]
                 rank = torch.empty_like(flat)
                 rank[flat.argsort(stable=True)] = torch.linspace(0, 1, len(flat))
-                self.log_alpha[level] -= spread * (1 - rank).reshape(self.nodes.shape(level)).to(self.device)
+                self.log_alpha[level][self.present[level]] -= spread * (1 - rank).to(self.device)
 
     def sample_gates(self, batch: Batch) -> LevelTensors:
         """Gates of each example, (B, *shape(level)); levels that are not learned are open. A function of seed and step alone."""
@@ -180,23 +181,23 @@ class _Run:
         """The expected share of open gates of each learned level, as the penalties count it."""
         own = {level: gates.open_probability(log_alpha) for level, log_alpha in self.log_alpha.items()}
         if self.config.penalty_form == "own":
-            return {level: p.mean() for level, p in own.items()}
+            return {level: p[self.present[level]].mean() for level, p in own.items()}
         nested = with_ancestors({level: own.get(level, torch.ones(self.nodes.shape(level), device=self.device)) for level in LEVELS})
         if self.config.penalty_form == "nested":
-            return {level: nested[level].mean() for level in own}
+            return {level: nested[level][self.present[level]].mean() for level in own}
         # "reached": a node in a closed block is not pushed further shut, so that the block has something to come back to.
-        return {level: (p * _reach(level, p, nested)).mean() for level, p in own.items()}
+        return {level: (p * _reach(level, p, nested))[self.present[level]].mean() for level, p in own.items()}
 
     def kept_shares(self) -> dict[str, float]:
         """The share of each learned level that the binary circuit of now keeps, closed."""
-        masks = self.circuit().masks
-        return {level: masks[level].float().mean().item() for level in self.log_alpha}
+        circuit = self.circuit()
+        return {level: circuit.kept(level) / self.nodes.count(level) for level in self.levels}
 
     def warmup(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
 
     def descend(self, loss: Tensor, *, rate: float) -> None:
-        for group, level in zip(self.adam.param_groups, self.config.levels, strict=True):
+        for group, level in zip(self.adam.param_groups, self.levels, strict=True):
             group["lr"] = self.config.learning_rates[level] * rate
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -238,7 +239,7 @@ class _Run:
 
     def _scores(self, log_alpha: LevelTensors, earlier: Scores | None = None) -> Scores:
         values = {level: log_alpha[level].detach().float().cpu() if level in log_alpha else torch.ones(self.nodes.shape(level)) for level in LEVELS}
-        return Scores(values=values, levels=self.config.levels, threshold=0.0, earlier=earlier)
+        return Scores(values=values, nodes=self.nodes, levels=self.levels, threshold=0.0, earlier=earlier)
 
     def state(self) -> State:
         tensors = {name: tensor.detach() for name, tensor in self.learned().items()}

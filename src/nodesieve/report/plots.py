@@ -32,10 +32,12 @@ def head_map(circuit: Circuit) -> str:
 
 
 def neuron_density(circuit: Circuit) -> str:
-    """By layer, the share of MLP neurons and of MLP outputs that is kept."""
+    """By layer, the share of MLP neurons (or experts) and of MLP outputs that is kept."""
     figure = Figure(figsize=(6.4, 2.8), layout="constrained")
     axes = figure.add_subplot()
-    for offset, level, colour in ((-0.2, "mlp_neuron", COLOURS[0]), (0.2, "mlp_output", COLOURS[1])):
+    for offset, level, colour in ((-0.2, "mlp_neuron", COLOURS[0]), (-0.2, "expert", COLOURS[3]), (0.2, "mlp_output", COLOURS[1])):
+        if level not in circuit.nodes.levels:
+            continue
         share: Tensor = circuit.masks[level].float().mean(-1)
         axes.bar([layer + offset for layer in range(len(share))], (100 * share).tolist(), width=0.4, color=colour, label=level)
     axes.set(xlabel="layer", ylabel="kept, %")
