@@ -75,6 +75,10 @@ def tiny_config(name: str, *, vocabulary: int = VOCABULARY) -> PreTrainedConfig:
     renamed = kind.attribute_map or {}
     known = set(kind().to_dict())
     small = {renamed.get(key, key): value for key, value in {**SMALL, "vocab_size": vocabulary}.items() if renamed.get(key, key) in known}
+    if "vision_config" in known:
+        eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        words = tiny_config(f"{model_type}_text", vocabulary=vocabulary).to_dict()
+        small = {"text_config": words, "vision_config": eyes, "mm_tokens_per_image": 4}
     return kind(**{**small, **NEEDED.get(model_type, {}), **options})
 
 

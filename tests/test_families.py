@@ -12,7 +12,7 @@ from nodesieve.ablations import Routed
 from nodesieve.architectures import FAMILIES, guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
-from nodesieve.errors import UserError
+from nodesieve.errors import UnknownFamilyWarning, UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.verify import gate, verify
@@ -86,7 +86,7 @@ def unheard_of(name: str = "llama") -> nn.Module:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "glm4", "gptj", "falcon", "phi", "starcoder2", "mpt", "gpt2"])
 def test_a_model_without_a_row_is_read_by_structure(name: str) -> None:
     model = unheard_of(name)
-    with pytest.warns(UserWarning, match="'unheard_of' is not known"):
+    with pytest.warns(UnknownFamilyWarning, match="'unheard_of' is not known"):
         found = gate(model).architecture
     row = next(row for row in FAMILIES if name in row.model_types)
     expected = locate(model, row)
@@ -102,7 +102,7 @@ def test_a_write_before_its_norm_is_noticed() -> None:
     assert failed == ["the two writes of a layer are what it adds to the residual stream"]
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "rwkv", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv", "deepseek_v3", "kolibri1"])
 def test_a_model_that_fits_nothing_is_refused_in_one_line(model_type: str) -> None:
     model = AutoModelForCausalLM.from_config(tiny_config(model_type))
     with pytest.raises(UserError, match=r"expected a model of a known family .* got .*; add a row") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -124,6 +125,26 @@ def test_experts_take_the_place_of_neurons(family: str, ablation: str, tmp_path:
     assert all(torch.equal(again.circuit.masks[level], run.circuit.masks[level]) for level in LEVELS)
     assert ns.evaluate(loaded, task, again).circuit["test"]["kl"] == pytest.approx(run.metrics["circuit"]["test"]["kl"], abs=1e-6)
     assert "<svg" in render([("run", again)])
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "pickled"
+    shutil.copytree(model_directory, directory)
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"")
+    assert nodesieve("check-model", directory) == 2
+    error = capsys.readouterr().err
+    assert "expected weights as safetensors" in error
+    assert "save_pretrained" in error
+    assert error.count("\n") == 1
+
+
+def test_a_sharded_checkpoint_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
+    loaded.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    loaded.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = ns.load_model(str(tmp_path)).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in loaded.model.state_dict().items())
 
 
 def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> None:

