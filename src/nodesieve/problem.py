@@ -156,7 +156,7 @@ def _refuse_chance(problem: Problem) -> None:
     if accuracy < CHANCE:
         raise UserError(
             f"expected a full model that does the task, got an accuracy of {accuracy:.2f} on {len(split)} {name} examples such as "
-            f"{problem.task.shown[0]}; likely reasons: token ids of another tokenizer, answers without their leading space, a task too hard "
+            f"{problem.task.shown[0]}; likely reasons: token ids made for another tokenizer, answers without their leading space, a task too hard "
             "for this model. --force goes on all the same"
         )
 

@@ -131,9 +131,16 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
     model.gated_logits(clean, half, ablation).square().sum().backward()  # type: ignore[no-untyped-call]
     for level in model.nodes.levels:
         gradient = half[level].grad
-        reached = gradient is not None and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())
-        yield Check(name=f"gradients reach {level}", passed=reached, detail="the gradient is missing, zero or not finite")
+        reached = gradient is not None and bool(torch.isfinite(gradient).all()) and _in_every_layer(gradient != 0, model.nodes.present(level))
+        yield Check(name=f"gradients reach {level} in every layer", passed=reached, detail="the gradient is missing, zero or not finite")
     yield Check(name="no hook is left behind", passed=_hooks(model) == hooks_before, detail="the model has more hooks than before")
+
+
+def _in_every_layer(found: Tensor, present: Tensor) -> bool:
+    """Is there something in every layer that has nodes of the level? (L, ...), (L, ...)"""
+    rows = found.flatten(1).any(-1) if found.dim() > 1 else found
+    expected = present.flatten(1).any(-1) if present.dim() > 1 else present
+    return bool((rows.cpu() | ~expected).all())
 
 
 def _random_tokens(vocabulary: int, length: int, generator: torch.Generator, device: torch.device) -> Tokens:
