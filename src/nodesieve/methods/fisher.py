@@ -11,11 +11,13 @@ minded the others. `multigranular` starts from the same numbers.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from nodesieve.batches import mix
+from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.methods.sensitivity import gate_gradients, uniform_gates
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, fold_upwards
@@ -30,25 +32,20 @@ def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
 
 def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal) -> LevelTensors:
     """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates."""
-    train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
-    scored = [level for level in CHILDLESS if level in config.levels and level in nodes.levels]
-    total = {level: torch.zeros(nodes.shape(level), device=device) for level in LEVELS}
-    generator = torch.Generator().manual_seed(mix(config.seed, 1))
-    count = min(EXAMPLES, len(train))
-    done = 0
-    for batch in train.batches(config.batch_size, first=count):
-        size = len(batch.answers)
-        here = torch.rand(size, generator=generator).to(device)
-        gates = {level: torch.ones(size, *nodes.shape(level), device=device) for level in LEVELS}
-        for level in scored:
-            gates[level] = (gates[level] * here.reshape(size, *[1] * len(nodes.shape(level)))).requires_grad_()
-        log_p = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch)).log_softmax(-1)
-        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(device)
-        gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), [gates[level] for level in scored])
-        for level, gradient in zip(scored, gradients, strict=True):
+    nodes = problem.nodes
+    levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels]
+    total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
+    batches = gate_gradients(
+        problem, config, journal, levels=levels, moved=levels, gate_level=uniform_gates, value=_log_p_of_a_drawn_token, examples=EXAMPLES
+    )
+    for gradients in batches:
+        for level, gradient in gradients.items():
             total[level] += gradient.square().sum(0)
-        done += size
-        journal.progress(done, count)
-        if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
-            raise KeyboardInterrupt
+    count = min(EXAMPLES, len(problem.task["train"]))
     return fold_upwards({level: value.cpu() / count for level, value in total.items()}, lambda own, below: own + below.sum(-1))
+
+
+def _log_p_of_a_drawn_token(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    log_p = logits.log_softmax(-1)
+    drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(logits.device)
+    return log_p.gather(1, drawn).squeeze(1)

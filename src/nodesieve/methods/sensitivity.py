@@ -1,0 +1,64 @@
+"""What the attribution methods share: each example's gradient of some number to its own gates, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nodesieve.batches import Batch, mix
+from nodesieve.config import DiscoverConfig
+from nodesieve.journal import Journal
+from nodesieve.levels import LEVELS
+from nodesieve.nodes import LevelTensors
+from nodesieve.problem import Problem
+
+# (examples, generator) -> the gate level that each example's moved nodes are held at, (B,)
+GateLevel = Callable[[int, torch.Generator], Tensor]
+# (logits (B, V), batch, generator) -> the number whose gradient is wanted, (B,)
+Value = Callable[[Tensor, Batch, torch.Generator], Tensor]
+
+
+def open_gates(size: int, generator: torch.Generator) -> Tensor:
+    return torch.ones(size)
+
+
+def uniform_gates(size: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(size, generator=generator)
+
+
+def gate_gradients(
+    problem: Problem,
+    config: DiscoverConfig,
+    journal: Journal,
+    *,
+    levels: Sequence[str],
+    moved: Sequence[str],
+    gate_level: GateLevel,
+    value: Value,
+    examples: int,
+) -> Iterator[LevelTensors]:
+    """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)).
+
+    Args:
+        moved: the levels whose gates are held at `gate_level`; all others are open.
+    """
+    train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
+    generator = torch.Generator().manual_seed(mix(config.seed, 1))
+    done, count = 0, min(examples, len(train))
+    for batch in train.batches(config.batch_size, first=count):
+        size = len(batch.answers)
+        here = gate_level(size, generator).to(device)
+        gates = {level: torch.ones(size, *nodes.shape(level), device=device) for level in LEVELS}
+        for level in levels:
+            if level in moved:
+                gates[level] *= here.reshape(size, *[1] * len(nodes.shape(level)))
+            gates[level].requires_grad_()
+        logits = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch))
+        gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [gates[level] for level in levels])
+        yield dict(zip(levels, gradients, strict=True))
+        done += size
+        journal.progress(done, count)
+        if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
+            raise KeyboardInterrupt
