@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from nodesieve import load_run
 from nodesieve.report.plots import training_curves
@@ -141,13 +141,6 @@ def markdown(result: dict[str, Any]) -> str:
 def validation(metrics: dict[str, Any]) -> str:
     missed = "" if metrics["budget"]["met"] else ", NOT met"
     return f"{metrics['circuit']['validation']['kl']:.3f} ({metrics['budget']['validation_kl_upper']:.3f}{missed})"
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown CPU"
-    )
-    return f"{os.cpu_count()} cores, {model}, {platform.system()}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from circuits import CURVES, HERE, call, machine
+from circuits import CURVES, HERE, call
+from machine import machine
 from matplotlib.figure import Figure
 
 COMMON = ("--task", "ioi", "--controller", "fixed", "--lambda-init", "1.3", "--steps", "150", "--validate-every", "25", "--repair-share", "0")
