@@ -5,8 +5,8 @@
 - `step`: a step of `discover --method multigranular` with all default levels on prompts that never repeat: full model, corrupted prompts, gated
   model forward and backward, every other step the binary circuit, Adam.
 
-All in float32 with random tokens; the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set, which Linux
-lets a process reset.
+All in float32 with random tokens; the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set,
+which Linux lets a process reset.
 
     python benchmarks/step.py                                      # GPT-2 small's shape, and SmolLM2-135M
     python benchmarks/step.py --quick --out step.json              # GPT-2 small's shape alone
@@ -16,6 +16,7 @@ lets a process reset.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -71,11 +72,8 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
     model = build(model_name)
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (2 * batch * (steps + 2), length), generator=torch.Generator().manual_seed(0))
     before = reset_peak()
-    took = (
-        learn(model, ids, batch=batch, steps=steps + 2)
-        if mode == "step"
-        else plain(model, ids, batch=batch, steps=steps + 2, backward=mode == "reference")
-    )
+    sizes = {"batch": batch, "steps": steps + 2}
+    took = learn(model, ids, **sizes) if mode == "step" else plain(model, ids, **sizes, backward=mode == "reference")
     return {"time": statistics.median(took[2:]), "memory": float(peak() - before)}
 
 
@@ -134,7 +132,7 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int) -> list[float]:
     even_start = {"log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}  # no pass for Fisher information: a step is what is measured
     multigranular(Problem(GatedModel(model), task, ablation="counterfactual"), make_config({**options, **even_start}), journal)
     seconds = [row["seconds"] for row in journal.history[:-1]]  # the last step looks at validation data
-    return [seconds[0], *(after - before for before, after in zip(seconds, seconds[1:], strict=False))]
+    return [seconds[0], *(after - before for before, after in itertools.pairwise(seconds))]
 
 
 def reset_peak() -> int:
