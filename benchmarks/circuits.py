@@ -44,9 +44,17 @@ def main() -> None:
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (HERE / "results" / "circuits.md").write_text(markdown(result), "utf-8")
+    fill(HERE.parent / "docs" / "results.md", markdown(result))
     for entry in rows:
         draw(entry["name"], runs=options.runs)
     print(markdown(result))
+
+
+def fill(page: Path, table: str) -> None:
+    """Put the table between the page's two markers."""
+    before, start, rest = page.read_text("utf-8").partition("<!-- circuits -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    page.write_text(f"{before}{start}{table}{end}{after}", "utf-8")
 
 
 def draw(name: str, *, runs: Path) -> None:
