@@ -3,7 +3,8 @@
 - `forward`: the model without gradients, logits at the answer position only;
 - `reference`: the frozen model forward and backward to the embeddings, logits at the answer position only. Everything else is a ratio to it;
 - `step`: a step of `discover --method multigranular` with all default levels on prompts that never repeat: full model, corrupted prompts, gated
-  model forward and backward, every other step the binary circuit, Adam.
+  model forward and backward, every other step the binary circuit, Adam;
+- `step-low`: the same with `--memory low`.
 
 All in float32 with random tokens; the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set,
 which Linux lets a process reset.
@@ -28,7 +29,7 @@ from typing import Any
 from machine import machine, versions
 
 HERE = Path(__file__).parent
-MODES = ("forward", "reference", "step")
+MODES = ("forward", "reference", "step", "step-low")
 MODELS = ("gpt2", "smollm2-135m")  # gpt2: random weights in GPT-2 small's shape, which is the config's default
 
 
@@ -73,7 +74,7 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (2 * batch * (steps + 2), length), generator=torch.Generator().manual_seed(0))
     before = reset_peak()
     sizes = {"batch": batch, "steps": steps + 2}
-    took = learn(model, ids, **sizes) if mode == "step" else plain(model, ids, **sizes, backward=mode == "reference")
+    took = learn(model, ids, **sizes, low="low" in mode) if "step" in mode else plain(model, ids, **sizes, backward=mode == "reference")
     return {"time": statistics.median(took[2:]), "memory": float(peak() - before)}
 
 
@@ -107,7 +108,7 @@ def plain(model: Any, ids: Any, *, batch: int, steps: int, backward: bool) -> li
     return took
 
 
-def learn(model: Any, ids: Any, *, batch: int, steps: int) -> list[float]:
+def learn(model: Any, ids: Any, *, batch: int, steps: int, low: bool) -> list[float]:
     import torch
 
     from nodesieve.batches import EncodedExample, Split
@@ -128,6 +129,7 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int) -> list[float]:
     }
     task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=())
     options = {"steps": steps, "batch_size": batch, "validate_every": steps, "warmup_steps": 0, "repair_share": 0, "learning_dtype": "float32"}
+    options["memory"] = "low" if low else "default"
     journal = Journal()
     even_start = {"log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}  # no pass for Fisher information: a step is what is measured
     multigranular(Problem(GatedModel(model), task, ablation="counterfactual"), make_config({**options, **even_start}), journal)

@@ -38,6 +38,21 @@ def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedM
         torch.testing.assert_close(together[i : i + 1], any_model.gated_logits(alone, gates, any_model.record(other)), atol=2e-5, rtol=1e-3)
 
 
+def test_layers_computed_again_give_the_same_gradients(any_model: GatedModel) -> None:
+    clean, ablation = random_tokens(seed=0), any_model.record(random_tokens(seed=1))
+    generator = torch.Generator().manual_seed(2)
+    drawn = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
+    found = []
+    for recompute in (False, True):
+        gates = {level: z.clone().requires_grad_() for level, z in drawn.items()}
+        logits = any_model.gated_logits(clean, gates, ablation, recompute=recompute)
+        logits.square().sum().backward()
+        found.append({"logits": logits.detach(), **{level: gates[level].grad for level in any_model.nodes.levels}})
+    assert all("forward" not in places.layer.__dict__ for places in any_model.architecture.places)
+    for name, plain in found[0].items():
+        torch.testing.assert_close(found[1][name], plain)
+
+
 def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:
     everything = Circuit.whole(any_model.nodes)
     count = count_parameters(everything, any_model.architecture)

@@ -162,6 +162,12 @@ def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) 
     assert 0 < counts["test"]["used"] < 200
 
 
+def test_low_memory_learns_the_same(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    runs = [ns.discover(loaded, task, make_config({**QUICK, "memory": memory})) for memory in ("default", "low")]
+    assert [row["loss"] for row in runs[0].history] == pytest.approx([row["loss"] for row in runs[1].history], abs=1e-5)
+
+
 def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
     left, right = (make_problem(loaded, task, make_config({"force": True, "padding_side": side})) for side in ("left", "right"))

@@ -99,6 +99,9 @@ class DiscoverConfig:
         default="auto",
         description="dtype of the copy that gates are learned on; auto: bfloat16 where the machine has it, else dtype; measuring is always in dtype",
     )
+    memory: Literal["default", "low"] = Field(
+        default="default", description="low: compute each layer again in the backward pass instead of keeping what it needs there"
+    )
     validate_every: int = Field(default=40, ge=1, description="steps between looks at the binary circuit's validation KL")
 
     @field_validator("levels", mode="before")

@@ -10,12 +10,14 @@ are put back as they were.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nodesieve.ablations import LAYER_PLACES, Activations, Routed
 from nodesieve.architectures import Architecture, resolve
@@ -83,13 +85,14 @@ class GatedModel:
             self._run(tokens)
         return seen
 
-    def gated_logits(self, tokens: Tokens, gates: Mapping[str, Tensor], ablation: Activations) -> Tensor:
+    def gated_logits(self, tokens: Tokens, gates: Mapping[str, Tensor], ablation: Activations, *, recompute: bool = False) -> Tensor:
         """Logits at each prompt's last token with every node gated, (B, V) in float32; gradients flow to `gates`.
 
         Args:
             tokens: the clean prompts, (B, T).
             gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
             ablation: what closed nodes hold; each tensor broadcasts against (B, T, size of the place).
+            recompute: keep only what enters each layer for the backward pass, and compute the layer again there (Chen et al., arXiv 1604.06174).
         """
         at = place_gates(gates)
         # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
@@ -112,7 +115,11 @@ class GatedModel:
             closed = ((1 - z).to(a.dtype) @ a).expand(routed.rows, -1, -1) if z.dim() == 3 else (1 - z).to(a.dtype) @ a
             return routed.gated(z), closed.expand(routed.rows, len(routed.hidden) // routed.rows, -1).flatten(0, 1)
 
-        with self._frozen(), self._hooked(gate, gate_routed, rows=len(tokens.input_ids), skip=_always_open(at)):
+        def hooked(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
+            return self._hooked(gate, gate_routed, rows=len(tokens.input_ids), layers=layers, skip=_always_open(at))
+
+        again = self._recomputed(hooked) if recompute and torch.is_grad_enabled() else nullcontext()
+        with self._frozen(), hooked(), again:
             return self._run(tokens)
 
     def _run(self, tokens: Tokens) -> Tensor:
@@ -159,7 +166,31 @@ class GatedModel:
                 module.training = True
 
     @contextmanager
-    def _hooked(self, edit: Edit, route: Route, *, rows: int, skip: frozenset[str] = frozenset()) -> Iterator[None]:
+    def _recomputed(self, hooked: Callable[[Sequence[int]], AbstractContextManager[None]]) -> Iterator[None]:
+        """Each layer's forward as a checkpoint. By the time that a layer is computed again the hooks are gone, so it brings its own."""
+
+        def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), self._frozen_and(hooked([number]))
+
+        with ExitStack() as stack:
+            for number, places in enumerate(self.architecture.places):
+                layer = places.layer
+                own = partial(contexts, number)
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=own)
+                stack.callback(layer.__dict__.pop, "forward")
+            yield
+
+    @contextmanager
+    def _frozen_and(self, other: AbstractContextManager[None]) -> Iterator[None]:
+        with self._frozen(), other:
+            yield
+
+    @contextmanager
+    def _hooked(
+        self, edit: Edit, route: Route, *, rows: int, layers: Sequence[int] | None = None, skip: frozenset[str] = frozenset()
+    ) -> Iterator[None]:
+        """Watch or change the places of all layers, or of some. The stream that enters layer 0 is seen from outside the layer."""
+
         def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
             """Some MLPs see a batch's positions as rows, (B * T, size)."""
             return edit(place, layer, x) if x.dim() == 3 else edit(place, layer, x.reshape(rows, -1, x.shape[-1])).flatten(0, 1)
@@ -192,9 +223,10 @@ class GatedModel:
                 stack.callback(module.register_forward_pre_hook(before).remove)
                 stack.callback(module.register_forward_hook(after).remove)
 
-            if "embedding" not in skip:
+            if layers is None and "embedding" not in skip:
                 on_input(self.architecture.places[0].layer, "embedding", 0)
-            for number, places in enumerate(self.architecture.places):
+            for number in range(self.nodes.layers) if layers is None else layers:
+                places = self.architecture.places[number]
                 on_input(places.attention_projection, "heads", number)
                 on_output(places.attention_write, "attention_write", number)
                 if places.mlp_projection is not None:

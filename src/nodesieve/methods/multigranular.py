@@ -66,7 +66,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         repairing = run.step >= repair_from
         batch = train.training_batch(run.step, config.batch_size, config.seed)
         full, values = learner.model.logits(batch.clean), learner.ablation.values(batch)
-        logits = learner.model.gated_logits(batch.clean, run.sample_gates(batch), values)
+        logits = learner.model.gated_logits(batch.clean, run.sample_gates(batch), values, recompute=config.memory == "low")
         kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()

@@ -55,7 +55,7 @@ def gate_gradients(
             if level in moved:
                 gates[level] *= here.reshape(size, *[1] * len(nodes.shape(level)))
             gates[level].requires_grad_()
-        logits = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch))
+        logits = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch), recompute=config.memory == "low")
         gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [gates[level] for level in levels])
         yield dict(zip(levels, gradients, strict=True))
         done += size
