@@ -17,7 +17,22 @@ from circuits import CURVES, HERE, call
 from machine import machine
 from matplotlib.figure import Figure
 
-COMMON = ("--task", "ioi", "--controller", "fixed", "--lambda-init", "1.3", "--steps", "150", "--validate-every", "25", "--repair-share", "0")
+COMMON = (
+    "--task",
+    "ioi",
+    "--controller",
+    "fixed",
+    "--lambda-init",
+    "1.3",
+    "--steps",
+    "150",
+    "--validate-every",
+    "25",
+    "--repair-share",
+    "0",
+    "--keep",
+    "0.5",
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "even start": ("--log-alpha-spread", "head=0,head_dim=0,mlp_neuron=0,mlp_output=0"),
