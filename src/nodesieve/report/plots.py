@@ -66,7 +66,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
         open_axes.plot(steps, [row["open"][level] for row in history], color=colour, label=level)
     open_axes.set(ylabel="share kept", ylim=(0, 1.02))
-    open_axes.legend(frameon=False, fontsize=8, ncols=2)
+    open_axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     lambda_axes.plot(steps, [row["lambda"] for row in history], color=INK)
     lambda_axes.set(ylabel="lambda", xlabel="step")
     for axes in (kl_axes, open_axes, lambda_axes):
