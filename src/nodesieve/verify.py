@@ -132,7 +132,7 @@ def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Che
     for level in model.nodes.levels:
         gradient = half[level].grad
         reached = gradient is not None and bool(torch.isfinite(gradient).all()) and _in_every_layer(gradient != 0, model.nodes.present(level))
-        yield Check(name=f"gradients reach {level} in every layer", passed=reached, detail="the gradient is missing, zero or not finite")
+        yield Check(name=f"gradients reach {level}", passed=reached, detail="the gradient is missing, zero or not finite")
     yield Check(name="no hook is left behind", passed=_hooks(model) == hooks_before, detail="the model has more hooks than before")
 
 
