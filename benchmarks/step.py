@@ -6,8 +6,9 @@
   model forward and backward, every other step the binary circuit, Adam;
 - `step-low`: the same with `--memory low`.
 
-All in float32 with random tokens; the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set,
-which Linux lets a process reset.
+All in float32 with random tokens. Time is the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set,
+which Linux lets a process reset, in another process whose allocator gives freed memory back at once: otherwise what one mode happens to keep for later
+is larger than the differences between modes.
 
     python benchmarks/step.py                                      # GPT-2 small's shape, and SmolLM2-135M
     python benchmarks/step.py --quick --out step.json              # GPT-2 small's shape alone
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from machine import machine, versions
 
 HERE = Path(__file__).parent
 MODES = ("forward", "reference", "step", "step-low")
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MODELS = ("gpt2", "smollm2-135m")  # gpt2: random weights in GPT-2 small's shape, which is the config's default
 
 
@@ -62,8 +65,11 @@ def main() -> None:
 
 def in_fresh_process(model: str, mode: str, **sizes: int) -> dict[str, float]:
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run([sys.executable, __file__, "--measure", model, mode, *flags], check=True, text=True, stdout=subprocess.PIPE)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--measure", model, mode, *flags]
+    found: dict[str, float] = {}
+    for name, environment in (("memory", {**os.environ, **GIVE_BACK}), ("time", None)):
+        done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
+        found[name] = json.loads(done.stdout.splitlines()[-1])[name]
     return found
 
 

@@ -27,6 +27,7 @@ from nodesieve.nodes import NodeSpace, PlaceGates, place_gates
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation")
 WRITES = ("attention_write", "mlp_write")
 
 # (place, layer, activation) -> what takes its place; `place` is a field of Activations and PlaceGates.
@@ -118,9 +119,11 @@ class GatedModel:
         def hooked(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
             return self._hooked(gate, gate_routed, rows=len(tokens.input_ids), layers=layers, skip=_always_open(at))
 
-        again = self._recomputed(hooked) if recompute and torch.is_grad_enabled() else nullcontext()
-        with self._frozen(), hooked(), again:
-            return self._run(tokens)
+        with self._frozen(), hooked():
+            if not torch.is_grad_enabled():
+                return self._run(tokens)
+            with self._recomputed(hooked) if recompute else self._recomputed_activations():
+                return self._run(tokens)
 
     def _run(self, tokens: Tokens) -> Tensor:
         """Logits at each row's last real token; the vocabulary projection is asked for no more positions than hold one."""
@@ -178,6 +181,17 @@ class GatedModel:
                 own = partial(contexts, number)
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=own)
                 stack.callback(layer.__dict__.pop, "forward")
+            yield
+
+    @contextmanager
+    def _recomputed_activations(self) -> Iterator[None]:
+        """Activation functions that are written out in Python keep a tensor for each of their operations; computed again they keep one."""
+        with ExitStack() as stack:
+            for places in self.architecture.places:
+                for module in places.layer.modules():
+                    if type(module).__name__ in WRITTEN_OUT:
+                        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+                        stack.callback(module.__dict__.pop, "forward")
             yield
 
     @contextmanager
