@@ -6,9 +6,9 @@
   model forward and backward, every other step the binary circuit, Adam;
 - `step-low`: the same with `--memory low`.
 
-All in float32 with random tokens. Time is the median of --steps steps after two that do not count. Memory is the high-water mark of the resident set,
-which Linux lets a process reset, in another process whose allocator gives freed memory back at once: otherwise what one mode happens to keep for later
-is larger than the differences between modes.
+All in float32 with random tokens. Time is the median of --steps steps after two that do not count. Memory is the high-water mark of the
+resident set, which Linux lets a process reset, in another process whose allocator gives freed memory back at once: otherwise what one mode
+happens to keep for later is larger than the differences between modes.
 
     python benchmarks/step.py                                      # GPT-2 small's shape, and SmolLM2-135M
     python benchmarks/step.py --quick --out step.json              # GPT-2 small's shape alone
