@@ -55,7 +55,7 @@ def test_it_does_the_tasks(smollm: LoadedModel, name: str, accuracy: float) -> N
 
 
 def test_files_of_each_shape_go_through_discover_and_evaluate(smollm: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    examples = ns.load_task("ioi", smollm.tokenizer, train_size=60, redraws=0).splits["train"]
+    examples = ns.load_task("ioi", smollm.tokenizer, train_size=300, redraws=0).splits["train"]
     rows = [{"clean": e.clean, "corrupted": e.corrupted, "answers": list(e.answers), "distractors": list(e.distractors)} for e in examples]
     ids = [(smollm.tokenizer(e.answers[0])["input_ids"][0], smollm.tokenizer(e.distractors[0])["input_ids"][0]) for e in examples]
     tagged = [{"clean": f"{r['clean']} <predict>{r['answers'][0][1:]}</predict>", "corrupted": r["corrupted"]} for r in rows]

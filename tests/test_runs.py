@@ -149,7 +149,7 @@ def test_a_sharded_checkpoint_is_read(loaded: LoadedModel, tmp_path: Path) -> No
 
 def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 200 .*--force goes on"):
+    with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 256 .*--force goes on"):
         ns.discover(loaded, task, make_config({**QUICK, "force": False}))
 
 

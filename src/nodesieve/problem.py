@@ -24,6 +24,7 @@ from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
 
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
+CHANCE_EXAMPLES = 256
 CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
 
 
@@ -145,19 +146,20 @@ def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:
 
 
 def _refuse_chance(problem: Problem) -> None:
-    """Raise UserError where the full model does not do the task, going by the smallest split that a choice or a figure rests on."""
-    name = next(split for split in ("validation", "test", "train") if split in problem.task.splits)
-    split = problem.task[name]
-    if not all(example.distractors for example in split.examples):
-        return
-    full = problem.full_logits(name)
-    right = [logit_difference(full[batch.index], batch) > 0 for batch in split.batches(problem.batch_size)]
-    accuracy = float(torch.cat(right).float().mean())
-    if accuracy < CHANCE:
+    """Raise UserError where the full model does not do the task, going by up to `CHANCE_EXAMPLES` examples, those of validation data first."""
+    task, model = problem.task, problem.model
+    right: list[bool] = []
+    for name in ("validation", "train", "test"):
+        if name not in task.splits or not all(example.distractors for example in task.splits[name].examples):
+            continue
+        for batch in task.splits[name].batches(problem.batch_size, first=CHANCE_EXAMPLES - len(right)):
+            right += (logit_difference(model.logits(batch.clean), batch) > 0).tolist()
+    accuracy = sum(right) / max(1, len(right))
+    if right and accuracy < CHANCE:
         raise UserError(
-            f"expected a full model that does the task, got an accuracy of {accuracy:.2f} on {len(split)} {name} examples such as "
-            f"{problem.task.shown[0]}; likely reasons: token ids made for another tokenizer, answers without their leading space, a task too hard "
-            "for this model. --force goes on all the same"
+            f"expected a full model that does the task, got an accuracy of {accuracy:.2f} on {len(right)} examples such as {task.shown[0]}; "
+            "likely reasons: token ids made for another tokenizer, answers without their leading space, a task too hard for this model. "
+            "--force goes on all the same"
         )
 
 
