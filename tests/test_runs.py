@@ -153,6 +153,14 @@ def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> No
         ns.discover(loaded, task, make_config({**QUICK, "force": False}))
 
 
+def test_a_refused_run_leaves_nothing_that_looks_like_one(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    for _ in range(2):
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(force=False)) == 2
+        assert "expected a full model that does the task" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+
+
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
     task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
     run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False}))

@@ -169,6 +169,10 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     with ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
         try:
             run = run_discovery(loaded, task, config, journal=journal)
+        except UserError:
+            if fresh and not (directory / CHECKPOINT).exists():  # refused before it began: leave nothing that looks like a run
+                (directory / "config.yaml").unlink(missing_ok=True)
+            raise
         except (Interrupted, KeyboardInterrupt) as interrupted:
             if isinstance(interrupted, Interrupted):
                 interrupted.run.save(directory)
