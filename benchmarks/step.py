@@ -133,7 +133,7 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int, low: bool) -> list[fl
         "train": Split(examples=examples, pad_id=0, device=torch.device("cpu")),
         "validation": Split(examples=examples[:2], pad_id=0, device=torch.device("cpu")),
     }
-    task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=())
+    task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=(), left_out={})
     options = {"steps": steps, "batch_size": batch, "validate_every": steps, "warmup_steps": 0, "repair_share": 0, "learning_dtype": "float32"}
     options["memory"] = "low" if low else "default"
     journal = Journal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -137,6 +138,27 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_director
     assert "expected weights as safetensors" in error
     assert "save_pretrained" in error
     assert error.count("\n") == 1
+
+
+def test_weights_that_are_not_finite_are_refused(loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = copy.deepcopy(loaded.model)
+    broken.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    broken.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    capsys.readouterr()
+    assert nodesieve("check-model", tmp_path) == 2
+    assert "expected finite weights, got NaN or infinity in 'model.layers.1.mlp.up_proj.weight'" in capsys.readouterr().err
+
+
+def test_skipped_pairs_are_counted_and_one_is_shown(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "task.jsonl", tmp_path / "run"
+    pairs = [(f"{a} and {b} went", f"{b} and {a} went" + " to" * (i % 3 == 0)) for i, (a, b) in enumerate(pairwise(NAMES[:40]))]
+    file.write_text("".join(json.dumps({"clean": c, "corrupted": d, "answers": " Mary", "distractors": " Kyle"}) + "\n" for c, d in pairs), "utf-8")
+    assert nodesieve("discover", "--model", model_directory, "--task", file, "--out", out, *quick_flags(steps=1)) == 0
+    counts = json.loads((out / "circuit.json").read_text())["examples"]["splits"]
+    assert sum(part["skipped_unequal_length"] for part in counts.values()) == 13
+    error = capsys.readouterr().err
+    assert all(f"skipped in {split}, e.g.: '" in error for split, part in counts.items() if part["skipped_unequal_length"])
 
 
 def test_a_sharded_checkpoint_is_read(loaded: LoadedModel, tmp_path: Path) -> None:

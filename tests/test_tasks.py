@@ -110,6 +110,7 @@ def test_pairs_of_different_length_are_left_out_counted_and_shown(tokenizer: Pre
     splits = dict.fromkeys(SPLITS, (good, good, bad))
     encoded = encode(Task(name="t", splits=splits), tokenizer, aligned=True, device=torch.device("cpu"))
     assert encoded.skipped == {split: {"unequal_length": 1} for split in SPLITS}
+    assert encoded.left_out == dict.fromkeys(SPLITS, "'When Mary gave' / 'When John and Mary gave'")
     assert len(encode(Task(name="t", splits=splits), tokenizer, aligned=False, device=torch.device("cpu"))["test"]) == 3
     with pytest.raises(UserError, match=r"different token length, e\.g\. 'When Mary gave'"):
         encode(Task(name="t", splits=dict.fromkeys(SPLITS, (bad, bad))), tokenizer, aligned=True, device=torch.device("cpu"))

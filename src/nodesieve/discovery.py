@@ -132,6 +132,8 @@ def _examples_in_words(problem: Problem) -> Iterator[str]:
     for split, counts in as_counts(problem.task).items():
         skipped = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
         yield f"{split}: {', '.join([str(counts['used']) + ' examples', *skipped])}"
+        if split in problem.task.left_out:
+            yield f"skipped in {split}, e.g.: {problem.task.left_out[split]}"
 
 
 def peak_memory(device: torch.device) -> int:

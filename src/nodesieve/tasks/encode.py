@@ -45,6 +45,7 @@ class EncodedTask:
     metrics: tuple[str, ...]
     skipped: dict[str, dict[str, int]]
     shown: tuple[str, ...]
+    left_out: dict[str, str]  # one pair of each split that was skipped for its lengths
 
     def __getitem__(self, split: SplitName) -> Split:
         return self.splits[split]
@@ -80,10 +81,10 @@ def encode(
     encoder = _Encoder(tokenizer, encoding, context=context, vocabulary=vocabulary or len(tokenizer))
     splits: dict[str, Split] = {}
     skipped: dict[str, dict[str, int]] = {}
+    left_out: dict[str, str] = {}
     for name in needed:
         kept = []
-        unequal: Example | None = None
-        left_out = 0
+        unequal = 0
         for example, pieces in encoder.examples((*task.splits[name], *(task.redrawn if name == "train" else ()))):
             first = pieces[0]
             if aligned and first.corrupted is not None and len(first.corrupted) != len(first.clean):
@@ -92,14 +93,14 @@ def encode(
                         f"expected clean and corrupted prompts of the same token length, got {len(first.clean)} and {len(first.corrupted)} for "
                         f"{example.clean!r} / {example.corrupted!r}; leave such pairs out with --unequal skip, or use --ablation mean"
                     )
-                left_out += 1
-                unequal = unequal or example
+                unequal += 1
+                left_out.setdefault(name, f"{example.clean!r} / {example.corrupted!r}")
             else:
                 kept += pieces
         if len(kept) < 2:
-            why = f"; {left_out} pairs have prompts of different token length, e.g. {unequal.clean!r} / {unequal.corrupted!r}" if unequal else ""
+            why = f"; {unequal} pairs have prompts of different token length, e.g. {left_out[name]}" if unequal else ""
             raise UserError(f"task {task.name} expects at least 2 {name} examples, got {len(kept)}{why}")
-        skipped[name] = {"unequal_length": left_out}
+        skipped[name] = {"unequal_length": unequal}
         splits[name] = Split(examples=tuple(kept), pad_id=pad_id, device=device, padding_side=encoding.padding_side)
     return EncodedTask(
         name=task.name,
@@ -107,6 +108,7 @@ def encode(
         metrics=task.metrics,
         skipped=skipped,
         shown=tuple(encoder.show(example) for example in splits[needed[-1]].examples[:3]),
+        left_out=left_out,
     )
 
 
