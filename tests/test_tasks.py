@@ -236,6 +236,18 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "dev"}\n', "expected a split of train, validation, test, got 'dev'"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "test"}\n', "line 1: expected a split in every example or in none"),
         (GOOD, "expected at least 10 different examples"),
+        (
+            '{"prompts": [\n{"clean": "a", "corrupt": "b", "answers": ["x"], "wrong_answers": ["x"]}]}',
+            "line 2: expected answers that are no distractors",
+        ),
+        ('{"prompts": [\n\n{"clean": "a"}]}', "line 3: expected an answer or a list of them under 'answers', none empty, got nothing"),
+        ('{"prompts": [{"clean": "a", "answers": ["x"]},\n{"clean": ]}', "line 2: expected a JSON object"),
+        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 3: expected a token id under 'correct_idx', got 'one'"),
+        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
+        ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
+        ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
+        ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
+        ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
     ],
 )
 def test_bad_files_are_refused_in_one_line_that_says_where(tmp_path: Path, content: str, message: str) -> None:
@@ -269,31 +281,6 @@ def test_given_splits_are_kept_and_may_not_overlap(tmp_path: Path) -> None:
 
 
 LINE = {"clean": "1 + 2 =", "corrupted": "1 + 4 =", "answers": ["3"], "distractors": ["5"]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            '{"prompts": [\n{"clean": "a", "corrupt": "b", "answers": ["x"], "wrong_answers": ["x"]}]}',
-            "line 2: expected answers that are no distractors",
-        ),
-        ('{"prompts": [\n\n{"clean": "a"}]}', "line 3: expected an answer or a list of them under 'answers', none empty, got nothing"),
-        ('{"prompts": [{"clean": "a", "answers": ["x"]},\n{"clean": ]}', "line 2: expected a JSON object"),
-        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 3: expected a token id under 'correct_idx', got 'one'"),
-        ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
-        ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
-        ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
-        ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
-        ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
-    ],
-)
-def test_bad_files_of_other_formats_are_refused_with_their_line(tmp_path: Path, content: str, message: str) -> None:
-    file = tmp_path / "task"
-    file.write_text(content, "utf-8")
-    with pytest.raises(UserError, match=message) as caught:
-        read_task(file, seed=0)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_million_lines_are_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 A gate needs to see five tensors: the residual stream that enters layer 0, the input of each attention output projection, the input of
 each MLP down projection, and the two residual writes of each layer. A `Family` says by module path where they are (and where the query,
 key, value and MLP input weights are, for counting parameters); `resolve` looks the paths up in a model and reads the sizes
-off the weights. To add a family, add a row. A model without one is tried with every row that fits it by names and shapes.
+off the weights. To add a family, add a row. A model without one is read by `guess`, by names and shapes.
 """
 
 from __future__ import annotations

@@ -153,7 +153,8 @@ def _refuse_chance(problem: Problem) -> None:
         if name not in task.splits or not all(example.distractors for example in task.splits[name].examples):
             continue
         for batch in task.splits[name].batches(problem.batch_size, first=CHANCE_EXAMPLES - len(right)):
-            right += (logit_difference(model.logits(batch.clean), batch) > 0).tolist()
+            logits = problem.full_logits(name)[batch.index] if name == "validation" else model.logits(batch.clean)  # validation's are kept
+            right += (logit_difference(logits, batch) > 0).tolist()
     accuracy = sum(right) / max(1, len(right))
     if right and accuracy < CHANCE:
         raise UserError(
