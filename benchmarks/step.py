@@ -31,7 +31,7 @@ from typing import Any
 from machine import machine, versions
 
 HERE = Path(__file__).parent
-MODES = ("forward", "reference", "step", "step-low")
+MODES = ("forward", "reference", "default", "uncached", "fresh", "low")
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MODELS = ("gpt2", "smollm2-135m")  # gpt2: random weights in GPT-2 small's shape, which is the config's default
 
@@ -80,7 +80,7 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (2 * batch * (steps + 2), length), generator=torch.Generator().manual_seed(0))
     before = reset_peak()
     sizes = {"batch": batch, "steps": steps + 2}
-    took = learn(model, ids, **sizes, low="low" in mode) if "step" in mode else plain(model, ids, **sizes, backward=mode == "reference")
+    took = plain(model, ids, **sizes, backward=mode == "reference") if mode in MODES[:2] else learn(model, ids, **sizes, mode=mode)
     return {"time": statistics.median(took[2:]), "memory": float(peak() - before)}
 
 
@@ -114,7 +114,7 @@ def plain(model: Any, ids: Any, *, batch: int, steps: int, backward: bool) -> li
     return took
 
 
-def learn(model: Any, ids: Any, *, batch: int, steps: int, low: bool) -> list[float]:
+def learn(model: Any, ids: Any, *, batch: int, steps: int, mode: str) -> list[float]:
     import torch
 
     from nodesieve.batches import EncodedExample, Split
@@ -126,8 +126,8 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int, low: bool) -> list[fl
     from nodesieve.problem import Problem
     from nodesieve.tasks.encode import EncodedTask
 
-    half = len(ids) // 2
-    pairs = zip(ids[:half].tolist(), ids[half:].tolist(), strict=True)
+    half = len(ids) // 2 if mode == "fresh" else 2 * batch  # two batches, filled in the two steps that do not count
+    pairs = zip(ids[:half].tolist(), ids[-half:].tolist(), strict=True)
     examples = tuple(EncodedExample(clean=tuple(clean), corrupted=tuple(corrupted), answers=(1,), distractors=(2,)) for clean, corrupted in pairs)
     splits = {
         "train": Split(examples=examples, pad_id=0, device=torch.device("cpu")),
@@ -135,7 +135,8 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int, low: bool) -> list[fl
     }
     task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=(), left_out={})
     options = {"steps": steps, "batch_size": batch, "validate_every": steps, "warmup_steps": 0, "repair_share": 0, "learning_dtype": "float32"}
-    options["memory"] = "low" if low else "default"
+    options["memory"] = "low" if mode == "low" else "default"
+    options["cache_limit"] = 1.01 * half * model.config.vocab_size * 4 / 1e9 if mode == "uncached" else 100.0
     journal = Journal()
     even_start = {"log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}  # no pass for Fisher information: a step is what is measured
     multigranular(Problem(GatedModel(model), task, ablation="counterfactual"), make_config({**options, **even_start}), journal)

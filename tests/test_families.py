@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from conftest import MODEL_TYPES, random_tokens, tiny_config, tiny_model
-from nodesieve.ablations import Routed
+from nodesieve.ablations import Corrupted, Routed
 from nodesieve.architectures import FAMILIES, guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
@@ -38,19 +38,24 @@ def test_a_padded_batch_gives_what_one_example_at_a_time_gives(any_model: GatedM
         torch.testing.assert_close(together[i : i + 1], any_model.gated_logits(alone, gates, any_model.record(other)), atol=2e-5, rtol=1e-3)
 
 
-def test_layers_computed_again_give_the_same_gradients(any_model: GatedModel) -> None:
-    clean, ablation = random_tokens(seed=0), any_model.record(random_tokens(seed=1))
+def test_layer_by_layer_beside_the_corrupted_prompts_gives_the_same_gradients(any_model: GatedModel) -> None:
+    """Stored activations, layers computed again, corrupted prompts in lockstep, and both: one loss, one gradient."""
+    clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
+    stored = any_model.record(corrupted)
     generator = torch.Generator().manual_seed(2)
-    drawn = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
+    drawn, other = ({level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS} for _ in range(2))
     found = []
-    for recompute in (False, True):
-        gates = {level: z.clone().requires_grad_() for level, z in drawn.items()}
-        logits = any_model.gated_logits(clean, gates, ablation, recompute=recompute)
-        logits.square().sum().backward()
-        found.append({"logits": logits.detach(), **{level: gates[level].grad for level in any_model.nodes.levels}})
+    for values in (stored, Corrupted(tokens=corrupted)):
+        for recompute in (False, True):
+            gates = {level: z.clone().requires_grad_() for level, z in drawn.items()}
+            logits, beside = any_model.gated_logits_of_each(clean, [gates, other], values, recompute=recompute)
+            assert not beside.requires_grad
+            logits.square().sum().backward()
+            found.append({"logits": logits.detach(), "beside": beside, **{level: gates[level].grad for level in any_model.nodes.levels}})
     assert all("forward" not in places.layer.__dict__ for places in any_model.architecture.places)
     for name, plain in found[0].items():
-        torch.testing.assert_close(found[1][name], plain)
+        for again in found[1:]:
+            torch.testing.assert_close(again[name], plain)
 
 
 def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:

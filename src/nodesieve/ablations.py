@@ -10,7 +10,7 @@ An ablation is built once from the training split and then asked for values batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from nodesieve.batches import Batch, Split, Tokens
 from nodesieve.errors import UserError
 
 LAYER_PLACES = ("heads", "attention_write", "neurons", "mlp_write")
+WRITES = ("attention_write", "mlp_write")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,11 @@ class Activations:
     """
 
     embedding: Tensor | None = None
-    heads: dict[int, Tensor] = field(default_factory=dict)
-    attention_write: dict[int, Tensor] = field(default_factory=dict)
-    neurons: dict[int, Tensor] = field(default_factory=dict)
-    experts: dict[int, Routed | Tensor] = field(default_factory=dict)
-    mlp_write: dict[int, Tensor] = field(default_factory=dict)
+    heads: Mapping[int, Tensor] = field(default_factory=dict)
+    attention_write: Mapping[int, Tensor] = field(default_factory=dict)
+    neurons: Mapping[int, Tensor] = field(default_factory=dict)
+    experts: Mapping[int, Routed | Tensor] = field(default_factory=dict)
+    mlp_write: Mapping[int, Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
         return Activations(
@@ -89,13 +90,43 @@ class Activations:
         return [*first, *experts, *(x for place in LAYER_PLACES for x in getattr(self, place).values())]
 
 
+class Recorder:
+    """Collects what the places hold: `edit` and `route` are for the hooks at them, and change nothing."""
+
+    def __init__(self) -> None:
+        self.seen = Activations()
+
+    def edit(self, place: str, layer: int, x: Tensor) -> Tensor:
+        if place == "embedding":
+            self.seen.embedding = x
+        else:
+            getattr(self.seen, place)[layer] = x
+        return x.clone() if place in WRITES else x  # Falcon adds to a write in place
+
+    def route(self, layer: int, routed: Routed) -> tuple[Tensor, None]:
+        self.seen.experts = {**self.seen.experts, layer: routed}
+        return routed.weights, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """The corrupted prompts, for what closed nodes hold to be computed from layer by layer, when it is asked for.
+
+    Attributes:
+        keep: is shown what each layer's places hold, layer -1 being the embedding, before it is let go.
+    """
+
+    tokens: Tokens
+    keep: Callable[[int, Activations], None] | None = None
+
+
 Record = Callable[[Tokens], Activations]
 
 
 class Ablation(Protocol):
     name: str
 
-    def values(self, batch: Batch) -> Activations: ...
+    def values(self, batch: Batch) -> Activations | Corrupted: ...
 
 
 class Counterfactual:
@@ -104,12 +135,11 @@ class Counterfactual:
     def __init__(self, record: Record, train: Split) -> None:
         if not train.has_corrupted:
             raise UserError("--ablation counterfactual expects a corrupted prompt for every example, got some without; use mean or zero")
-        self._record = record
 
-    def values(self, batch: Batch) -> Activations:
+    def values(self, batch: Batch) -> Corrupted:
         if batch.corrupted is None:
             raise UserError("--ablation counterfactual expects a corrupted prompt for every example, got some without; use mean or zero")
-        return self._record(batch.corrupted)
+        return Corrupted(tokens=batch.corrupted)
 
 
 MEAN_EXAMPLES = 2048  # at most, the training split's own first

@@ -102,6 +102,11 @@ class DiscoverConfig:
     memory: Literal["default", "low"] = Field(
         default="default", description="low: compute each layer again in the backward pass instead of keeping what it needs there"
     )
+    cache_limit: float = Field(
+        default=8.0,
+        ge=0,
+        description="gigabytes of disk, during the run, for what the model says and holds on training examples that come again",
+    )
     validate_every: int = Field(default=40, ge=1, description="steps between looks at the binary circuit's validation KL")
 
     @field_validator("levels", mode="before")

@@ -16,24 +16,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nodesieve.ablations import LAYER_PLACES, Activations, Routed
+from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, resolve
 from nodesieve.batches import Tokens
-from nodesieve.nodes import NodeSpace, PlaceGates, place_gates
+from nodesieve.gating import Gating
+from nodesieve.hooks import hooked
+from nodesieve.lockstep import Entered, Lockstep
+from nodesieve.nodes import NodeSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation")
-WRITES = ("attention_write", "mlp_write")
-
-# (place, layer, activation) -> what takes its place; `place` is a field of Activations and PlaceGates.
-Edit = Callable[[str, int, Tensor], Tensor]
-# (layer, what its experts are asked) -> (the routing weights to ask with, what to add to the answer)
-Route = Callable[[int, Routed], tuple[Tensor, Tensor | None]]
+_TANH_GELU = partial(functional.gelu, approximate="tanh")
+# Activation functions that transformers writes out in Python -> the same in one operation, which for the backward pass keeps one tensor and not six.
+IN_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "NewGELUActivation": _TANH_GELU,
+    "FastGELUActivation": _TANH_GELU,
+    "AccurateGELUActivation": _TANH_GELU,
+    "QuickGELUActivation": lambda x: functional.silu(1.702 * x) / 1.702,
+}
 
 
 class GatedModel:
@@ -50,6 +55,8 @@ class GatedModel:
     def __init__(self, model: PreTrainedModel, architecture: Architecture | None = None) -> None:
         self.model = model
         self.architecture: Architecture = architecture or resolve(model)
+        modules = [module for places in self.architecture.places for module in places.layer.modules()]
+        self._written_out = [module for module in modules if type(module).__name__ in IN_ONE]
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     @property
@@ -69,61 +76,89 @@ class GatedModel:
     @torch.no_grad()
     def record(self, tokens: Tokens) -> Activations:
         """What the five places hold when the model reads `tokens`; each (B, T, size of the place)."""
-        seen = Activations()
-
-        def keep(place: str, layer: int, x: Tensor) -> Tensor:
-            if place == "embedding":
-                seen.embedding = x
-            else:
-                getattr(seen, place)[layer] = x
-            return x.clone() if place in WRITES else x  # Falcon adds to a write in place
-
-        def keep_routed(layer: int, routed: Routed) -> tuple[Tensor, None]:
-            seen.experts[layer] = routed
-            return routed.weights, None
-
-        with self._frozen(), self._hooked(keep, keep_routed, rows=len(tokens.input_ids)):
+        recorder = Recorder()
+        with self._frozen(), hooked(self.architecture.places, recorder.edit, recorder.route, rows=len(tokens.input_ids)):
             self._run(tokens)
-        return seen
+        return recorder.seen
 
-    def gated_logits(self, tokens: Tokens, gates: Mapping[str, Tensor], ablation: Activations, *, recompute: bool = False) -> Tensor:
+    def gated_logits(self, tokens: Tokens, gates: Mapping[str, Tensor], values: Activations | Corrupted, *, recompute: bool = False) -> Tensor:
         """Logits at each prompt's last token with every node gated, (B, V) in float32; gradients flow to `gates`.
 
         Args:
             tokens: the clean prompts, (B, T).
             gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
-            ablation: what closed nodes hold; each tensor broadcasts against (B, T, size of the place).
+            values: what closed nodes hold: tensors that broadcast against (B, T, size of the place), or the corrupted prompts.
             recompute: keep only what enters each layer for the backward pass, and compute the layer again there (Chen et al., arXiv 1604.06174).
         """
-        at = place_gates(gates)
-        # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
-        by_place = {place: getattr(at, place).to(self.model.dtype).unbind(-2) for place in LAYER_PLACES}
-        by_place["embedding"] = (at.embedding.to(self.model.dtype),)
+        (logits,) = self.gated_logits_of_each(tokens, [gates], values, recompute=recompute)
+        return logits
 
-        def gate(place: str, layer: int, x: Tensor) -> Tensor:
-            z = by_place[place][layer]
-            a = ablation.embedding if place == "embedding" else getattr(ablation, place)[layer]
-            assert a is not None
-            return torch.lerp(a, x, z.unsqueeze(1) if z.dim() == 2 else z)  # z is (B, 1, size) or (size,)
+    def gated_logits_of_each(
+        self, tokens: Tokens, each: Sequence[Mapping[str, Tensor]], values: Activations | Corrupted, *, recompute: bool = False
+    ) -> list[Tensor]:
+        """`gated_logits` for several sets of gates; gradients flow to the first. Corrupted prompts are read once for all of them."""
+        if not each:
+            return []
+        gatings = [Gating(gates, self.model.dtype) for gates in each]
+        if isinstance(values, Corrupted):
+            if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
+                return self._in_lockstep(tokens, gatings, values, recompute)
+            values = self.record(values.tokens)
+        with self._activations_in_one() if torch.is_grad_enabled() and gatings[0].learns else nullcontext():
+            first = self._gated(tokens, gatings[0], values, recompute)
+            with torch.no_grad():
+                return [first, *(self._gated(tokens, gating, values, recompute=False) for gating in gatings[1:])]
 
-        of_experts = at.experts.unbind(-2)
+    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, recompute: bool) -> Tensor:
+        def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
+            return hooked(
+                self.architecture.places,
+                partial(gating.edit, values),
+                partial(gating.route, values),
+                rows=len(tokens.input_ids),
+                layers=layers,
+                embedding=layers is None and not gating.embedding_open,
+            )
 
-        def gate_routed(layer: int, routed: Routed) -> tuple[Tensor, Tensor | None]:
-            z, a = of_experts[layer], ablation.experts[layer]
-            z = z.unsqueeze(1) if z.dim() == 2 else z
-            if isinstance(a, Routed):
-                return routed.gated(z), a.write(a.gated(1 - z))
-            closed = ((1 - z).to(a.dtype) @ a).expand(routed.rows, -1, -1) if z.dim() == 3 else (1 - z).to(a.dtype) @ a
-            return routed.gated(z), closed.expand(routed.rows, len(routed.hidden) // routed.rows, -1).flatten(0, 1)
+        with self._frozen(), at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
+            return self._run(tokens)
 
-        def hooked(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-            return self._hooked(gate, gate_routed, rows=len(tokens.input_ids), layers=layers, skip=_always_open(at))
+    def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, recompute: bool) -> list[Tensor]:
+        layers = [places.layer for places in self.architecture.places]
 
-        with self._frozen(), hooked():
-            if not torch.is_grad_enabled():
-                return self._run(tokens)
-            with self._recomputed(hooked) if recompute else self._recomputed_activations():
-                return self._run(tokens)
+        def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
+            return hooked(self.architecture.places, streams.edit, streams.route, rows=len(tokens.input_ids), layers=layers, embedding=False)
+
+        def anew(layer: int) -> AbstractContextManager[None]:
+            return self._again(at_places([layer]))
+
+        learning = torch.is_grad_enabled() and gatings[0].learns
+        with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
+            streams = Lockstep(gatings, self._entering(values.tokens), values=values, recompute=anew if recompute else None)
+            with at_places(), streams.installed(layers):
+                logits = [self._run(tokens)]
+            with torch.no_grad():
+                for which in range(len(gatings) - 1):
+                    with streams.finishing(layers, which):
+                        logits.append(self._run(tokens))
+        return logits
+
+    @torch.no_grad()
+    def _entering(self, tokens: Tokens) -> Tensor:
+        """The residual stream that enters layer 0, (B, T, D)."""
+
+        def leave(*args: Any, **kwargs: Any) -> None:
+            raise Entered(args[0] if args else kwargs["hidden_states"])
+
+        first = self.architecture.places[0].layer
+        first.forward = leave
+        try:
+            self._run(tokens)
+        except Entered as entered:
+            return entered.stream
+        finally:
+            del first.__dict__["forward"]
+        raise AssertionError("layer 0 was not called")
 
     def _run(self, tokens: Tokens) -> Tensor:
         """Logits at each row's last real token; the vocabulary projection is asked for no more positions than hold one."""
@@ -169,11 +204,11 @@ class GatedModel:
                 module.training = True
 
     @contextmanager
-    def _recomputed(self, hooked: Callable[[Sequence[int]], AbstractContextManager[None]]) -> Iterator[None]:
+    def _recomputed(self, at_places: Callable[[Sequence[int]], AbstractContextManager[None]]) -> Iterator[None]:
         """Each layer's forward as a checkpoint. By the time that a layer is computed again the hooks are gone, so it brings its own."""
 
         def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self._frozen_and(hooked([number]))
+            return nullcontext(), self._again(at_places([number]))
 
         with ExitStack() as stack:
             for number, places in enumerate(self.architecture.places):
@@ -184,86 +219,16 @@ class GatedModel:
             yield
 
     @contextmanager
-    def _recomputed_activations(self) -> Iterator[None]:
-        """Activation functions that are written out in Python keep a tensor for each of their operations; computed again they keep one."""
+    def _activations_in_one(self) -> Iterator[None]:
+        """For learning; measuring leaves the model as it is, to the bit."""
         with ExitStack() as stack:
-            for places in self.architecture.places:
-                for module in places.layer.modules():
-                    if type(module).__name__ in WRITTEN_OUT:
-                        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-                        stack.callback(module.__dict__.pop, "forward")
+            for module in self._written_out:
+                module.forward = IN_ONE[type(module).__name__]
+                stack.callback(module.__dict__.pop, "forward")
             yield
 
     @contextmanager
-    def _frozen_and(self, other: AbstractContextManager[None]) -> Iterator[None]:
-        with self._frozen(), other:
+    def _again(self, at_places: AbstractContextManager[None]) -> Iterator[None]:
+        """What a layer needs around it to be computed again in the backward pass."""
+        with self._frozen(), self._activations_in_one(), at_places:
             yield
-
-    @contextmanager
-    def _hooked(
-        self, edit: Edit, route: Route, *, rows: int, layers: Sequence[int] | None = None, skip: frozenset[str] = frozenset()
-    ) -> Iterator[None]:
-        """Watch or change the places of all layers, or of some. The stream that enters layer 0 is seen from outside the layer."""
-
-        def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
-            """Some MLPs see a batch's positions as rows, (B * T, size)."""
-            return edit(place, layer, x) if x.dim() == 3 else edit(place, layer, x.reshape(rows, -1, x.shape[-1])).flatten(0, 1)
-
-        with ExitStack() as stack:
-
-            def on_input(module: nn.Module, place: str, layer: int) -> None:
-                hook = module.register_forward_pre_hook(
-                    lambda _m, args, kwargs: _edit_input(args, kwargs, place, layer, unflattened), with_kwargs=True
-                )
-                stack.callback(hook.remove)
-
-            def on_output(module: nn.Module, place: str, layer: int) -> None:
-                hook = module.register_forward_hook(lambda _m, _args, out: _edit_output(out, place, layer, unflattened))
-                stack.callback(hook.remove)
-
-            def on_experts(module: nn.Module, layer: int) -> None:
-                written: list[Tensor | None] = []
-
-                def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                    hidden, index, weights = args
-                    changed, extra = route(layer, Routed(experts=module, hidden=hidden, index=index, weights=weights, rows=rows))
-                    written.append(extra)
-                    return hidden, index, changed
-
-                def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-                    extra = written.pop()
-                    return output if extra is None else output + extra
-
-                stack.callback(module.register_forward_pre_hook(before).remove)
-                stack.callback(module.register_forward_hook(after).remove)
-
-            if layers is None and "embedding" not in skip:
-                on_input(self.architecture.places[0].layer, "embedding", 0)
-            for number in range(self.nodes.layers) if layers is None else layers:
-                places = self.architecture.places[number]
-                on_input(places.attention_projection, "heads", number)
-                on_output(places.attention_write, "attention_write", number)
-                if places.mlp_projection is not None:
-                    on_input(places.mlp_projection, "neurons", number)
-                if places.experts is not None:
-                    on_experts(places.experts, number)
-                on_output(places.mlp_write, "mlp_write", number)
-            yield
-
-
-def _always_open(at: PlaceGates) -> frozenset[str]:
-    """The embedding's hook is left out while its gate is a constant 1, so that no gradient has to reach layer 0's input."""
-    z = at.embedding
-    return frozenset({"embedding"}) if not z.requires_grad and bool((z == 1).all()) else frozenset()
-
-
-def _edit_input(args: tuple[Any, ...], kwargs: dict[str, Any], place: str, layer: int, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (edit(place, layer, args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": edit(place, layer, kwargs["hidden_states"])}
-
-
-def _edit_output(output: Any, place: str, layer: int, edit: Edit) -> Any:
-    if isinstance(output, tuple):
-        return (edit(place, layer, output[0]), *output[1:])
-    return edit(place, layer, output)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +37,7 @@ class Journal:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
     phase: str = ""
+    scratch: Path | None = None  # where large temporary files may go
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)

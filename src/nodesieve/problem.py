@@ -79,8 +79,7 @@ class Problem:
         """
         gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
         for batch in self.task[split].batches(self.batch_size, first=first):
-            values = self.ablation.values(batch)
-            yield batch, [self.model.gated_logits(batch.clean, z, values) for z in gates]
+            yield batch, self.model.gated_logits_of_each(batch.clean, gates, self.ablation.values(batch))
 
     def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> list[Tensor]:
         """The objective of every example of a split, one (n,) tensor a circuit."""

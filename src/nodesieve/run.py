@@ -175,8 +175,7 @@ class RunJournal(Journal):
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
-        self.directory = directory
-        self._written = 0
+        self.directory = self.scratch = directory
 
     def save(self, state: State) -> None:
         with replacing(self.directory / CHECKPOINT) as scratch:

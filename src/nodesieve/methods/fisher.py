@@ -17,7 +17,7 @@ from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEVELS
-from nodesieve.methods.sensitivity import gate_gradients, uniform_gates
+from nodesieve.methods.sensitivity import Values, gate_gradients, uniform_gates
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, fold_upwards
@@ -30,13 +30,21 @@ def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
     return Scores(values=fisher_information(problem, config, journal), nodes=problem.nodes, levels=config.levels)
 
 
-def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal) -> LevelTensors:
-    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates."""
+def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal, *, values: Values | None = None) -> LevelTensors:
+    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates. `values` as in `gate_gradients`."""
     nodes = problem.nodes
     levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels]
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     batches = gate_gradients(
-        problem, config, journal, levels=levels, moved=levels, gate_level=uniform_gates, value=_log_p_of_a_drawn_token, examples=EXAMPLES
+        problem,
+        config,
+        journal,
+        levels=levels,
+        moved=levels,
+        gate_level=uniform_gates,
+        value=_log_p_of_a_drawn_token,
+        examples=EXAMPLES,
+        values=values,
     )
     for gradients in batches:
         for level, gradient in gradients.items():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nodesieve import gates
 from nodesieve.batches import Batch, mix
+from nodesieve.cache import TrainingCache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
@@ -50,11 +51,12 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+    cache = TrainingCache(learner, config, journal.scratch)
     run = _Run(problem, config)
     state = journal.load()
     if state is None:
         began = time.monotonic()
-        run.spread(learner, journal)
+        run.spread(learner, cache, journal)
         run.seconds = time.monotonic() - began
     else:
         run.restore(state)
@@ -65,18 +67,18 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         began = time.monotonic()
         repairing = run.step >= repair_from
         batch = train.training_batch(run.step, config.batch_size, config.seed)
-        full, values = learner.model.logits(batch.clean), learner.ablation.values(batch)
-        logits = learner.model.gated_logits(batch.clean, run.sample_gates(batch), values, recompute=config.memory == "low")
+        full, values = cache.answers(batch), cache.values(batch)
+        observing = not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0
+        each = [run.sample_gates(batch), *([run.binary_gates()] if observing else [])]
+        logits, *binary = learner.model.gated_logits_of_each(batch.clean, each, values, recompute=config.memory == "low")
         kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
         run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
         kl_binary = None
-        if not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0:
-            with torch.no_grad():
-                binary = learner.model.gated_logits(batch.clean, run.binary_gates(), values)
-            kl_binary = problem.objective(full, binary, batch).mean().item()
+        if observing:
+            kl_binary = problem.objective(full, binary[0], batch).mean().item()
             run.controller.observe(kl=kl_binary)
         run.step += 1
 
@@ -91,6 +93,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             "open": run.kept_shares(),
             "lambda": 0.0 if repairing else run.controller.strength,
             "seconds": run.seconds,
+            "cache_bytes": cache.bytes,
         }
         row |= {} if kl_binary is None else {"kl_binary": kl_binary}
         row |= {} if validation is None else {"validation": validation}
@@ -143,12 +146,12 @@ class _Run:
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
 
-    def spread(self, learner: Problem, journal: Journal) -> None:
+    def spread(self, learner: Problem, cache: TrainingCache, journal: Journal) -> None:
         """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""
         spreads = {level: self.config.log_alpha_spread[level] for level in self.log_alpha}
         if not any(spreads.values()):
             return
-        information = fisher_information(learner, self.config, journal)
+        information = fisher_information(learner, self.config, journal, values=cache.values)
         with torch.no_grad():
             for level, spread in spreads.items():
                 flat = information[level][self.nodes.present(level)]
@@ -163,10 +166,10 @@ class _Run:
         drawn = size if self.config.gate_samples == "example" else 1
         z = {level: torch.ones(size, *self.nodes.shape(level), device=self.device) for level in LEVELS if level not in self.log_alpha}
         for level, log_alpha in self.log_alpha.items():
-            sample = gates.sample(log_alpha, batch=drawn, generator=generator)
-            if self.config.estimator == "straight_through" or (self.config.estimator == "mixed" and level in CHILDLESS):
-                sample = gates.straight_through(sample, log_alpha)
-            z[level] = sample.expand(size, *log_alpha.shape)
+            straight = self.config.estimator == "straight_through" or (self.config.estimator == "mixed" and level in CHILDLESS)
+            with torch.set_grad_enabled(not straight):
+                sample = gates.sample(log_alpha, batch=drawn, generator=generator)
+            z[level] = (gates.straight_through(sample, log_alpha) if straight else sample).expand(size, *log_alpha.shape)
         return z
 
     def circuit(self) -> Circuit:

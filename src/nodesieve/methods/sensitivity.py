@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Batch, mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
@@ -18,6 +19,8 @@ from nodesieve.problem import Problem
 GateLevel = Callable[[int, torch.Generator], Tensor]
 # (logits (B, V), batch, generator) -> the number whose gradient is wanted, (B,)
 Value = Callable[[Tensor, Batch, torch.Generator], Tensor]
+# what closed nodes hold for a batch
+Values = Callable[[Batch], Activations | Corrupted]
 
 
 def open_gates(size: int, generator: torch.Generator) -> Tensor:
@@ -38,11 +41,13 @@ def gate_gradients(
     gate_level: GateLevel,
     value: Value,
     examples: int,
+    values: Values | None = None,
 ) -> Iterator[LevelTensors]:
     """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)).
 
     Args:
         moved: the levels whose gates are held at `gate_level`; all others are open.
+        values: what closed nodes hold; by default the problem's own ablation.
     """
     train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
@@ -55,7 +60,7 @@ def gate_gradients(
             if level in moved:
                 gates[level] *= here.reshape(size, *[1] * len(nodes.shape(level)))
             gates[level].requires_grad_()
-        logits = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch), recompute=config.memory == "low")
+        logits = problem.model.gated_logits(batch.clean, gates, (values or problem.ablation.values)(batch), recompute=config.memory == "low")
         gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [gates[level] for level in levels])
         yield dict(zip(levels, gradients, strict=True))
         done += size

@@ -1,0 +1,70 @@
+"""Gates where they act: at each place of a model, z * x + (1 - z) * a for what is computed there (x) and what closed nodes hold (a).
+
+It is computed as `torch.lerp(a, x, z)`, which is exact at z = 0 and z = 1. For the backward pass only the difference x - a is kept, where autograd by
+itself would keep x, a and z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nodesieve.ablations import LAYER_PLACES, Activations, Routed
+from nodesieve.nodes import place_gates
+
+
+class Gating:
+    """One set of gates, ready to act.
+
+    Args:
+        gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
+        dtype: of the model.
+    """
+
+    def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        at = place_gates(gates)
+        # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
+        self._z = {place: getattr(at, place).to(dtype).unbind(-2) for place in (*LAYER_PLACES, "experts")}
+        self._z["embedding"] = (at.embedding.to(dtype),)
+        self.learns = any(z.requires_grad for z in gates.values())
+        # With a constant 1 at the embedding no gradient has to reach layer 0's input.
+        self.embedding_open = not at.embedding.requires_grad and bool((at.embedding == 1).all())
+
+    def at(self, place: str, layer: int) -> Tensor:
+        """(B, 1, size of the place) or (size of the place,)."""
+        z: Tensor = self._z[place][layer]
+        return z.unsqueeze(1) if z.dim() == 2 else z
+
+    def edit(self, values: Activations, place: str, layer: int, x: Tensor) -> Tensor:
+        """x (B, T, size of the place) with its gates."""
+        a = values.embedding if place == "embedding" else getattr(values, place)[layer]
+        assert a is not None
+        z = self.at(place, layer)
+        if torch.is_grad_enabled() and z.requires_grad:
+            mixed: Tensor = _Mix.apply(a, x, z)  # type: ignore[no-untyped-call]
+            return mixed
+        return torch.lerp(a, x, z)
+
+    def route(self, values: Activations, layer: int, routed: Routed) -> tuple[Tensor, Tensor | None]:
+        """The routing weights to ask the experts with, and what to add to their answer."""
+        z, a = self.at("experts", layer), values.experts[layer]
+        if isinstance(a, Routed):
+            return routed.gated(z), a.write(a.gated(1 - z))
+        closed = ((1 - z).to(a.dtype) @ a).expand(routed.rows, -1, -1) if z.dim() == 3 else (1 - z).to(a.dtype) @ a
+        return routed.gated(z), closed.expand(routed.rows, len(routed.hidden) // routed.rows, -1).flatten(0, 1)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(x - a, z)
+        return torch.lerp(a, x, z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor]:
+        difference, z = ctx.saved_tensors
+        to_x = grad * z if ctx.needs_input_grad[1] else None
+        return None, to_x, (difference * grad).sum_to_size(z.shape)

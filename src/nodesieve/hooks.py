@@ -1,0 +1,83 @@
+"""Forward hooks at the five places of a model, for as long as a `with` block lasts, also when the model raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from nodesieve.ablations import Routed
+from nodesieve.architectures import LayerPlaces
+
+# (place, layer, activation) -> what takes its place; `place` is a field of Activations.
+Edit = Callable[[str, int, Tensor], Tensor]
+# (layer, what its experts are asked) -> (the routing weights to ask with, what to add to the answer)
+Route = Callable[[int, Routed], tuple[Tensor, Tensor | None]]
+
+
+@contextmanager
+def hooked(
+    places: Sequence[LayerPlaces], edit: Edit, route: Route, *, rows: int, layers: Sequence[int] | None = None, embedding: bool = True
+) -> Iterator[None]:
+    """Watch or change the places of all layers, or of some; `embedding`: the residual stream that enters layer 0 too.
+
+    Args:
+        rows: examples of the batch; some MLPs see its positions as rows.
+    """
+
+    def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
+        """Some MLPs see a batch's positions as rows, (B * T, size)."""
+        return edit(place, layer, x) if x.dim() == 3 else edit(place, layer, x.reshape(rows, -1, x.shape[-1])).flatten(0, 1)
+
+    with ExitStack() as stack:
+
+        def on_input(module: nn.Module, place: str, layer: int) -> None:
+            hook = module.register_forward_pre_hook(lambda _m, args, kwargs: _edit_input(args, kwargs, place, layer, unflattened), with_kwargs=True)
+            stack.callback(hook.remove)
+
+        def on_output(module: nn.Module, place: str, layer: int) -> None:
+            hook = module.register_forward_hook(lambda _m, _args, out: _edit_output(out, place, layer, unflattened))
+            stack.callback(hook.remove)
+
+        def on_experts(module: nn.Module, layer: int) -> None:
+            written: list[Tensor | None] = []
+
+            def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                hidden, index, weights = args
+                changed, extra = route(layer, Routed(experts=module, hidden=hidden, index=index, weights=weights, rows=rows))
+                written.append(extra)
+                return hidden, index, changed
+
+            def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+                extra = written.pop()
+                return output if extra is None else output + extra
+
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+
+        if embedding:
+            on_input(places[0].layer, "embedding", 0)
+        for number in range(len(places)) if layers is None else layers:
+            at = places[number]
+            on_input(at.attention_projection, "heads", number)
+            on_output(at.attention_write, "attention_write", number)
+            if at.mlp_projection is not None:
+                on_input(at.mlp_projection, "neurons", number)
+            if at.experts is not None:
+                on_experts(at.experts, number)
+            on_output(at.mlp_write, "mlp_write", number)
+        yield
+
+
+def _edit_input(args: tuple[Any, ...], kwargs: dict[str, Any], place: str, layer: int, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (edit(place, layer, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": edit(place, layer, kwargs["hidden_states"])}
+
+
+def _edit_output(output: Any, place: str, layer: int, edit: Edit) -> Any:
+    if isinstance(output, tuple):
+        return (edit(place, layer, output[0]), *output[1:])
+    return edit(place, layer, output)

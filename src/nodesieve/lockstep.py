@@ -1,0 +1,130 @@
+"""The corrupted prompts' pass and gated passes over the clean prompts, side by side, one layer at a time.
+
+What closed nodes hold is there when a layer's gates ask for it and let go after the layer, so that it is never stored whole; several sets of gates
+share it. The first set rides on the model's own forward pass and may carry gradients; the others follow without gradients, and their last stream is
+put through the rest of the model afterwards.
+
+A layer is given the same masks and positions for every stream: clean and corrupted prompts must be padded alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nodesieve.ablations import Activations, Corrupted, Recorder, Routed
+from nodesieve.gating import Gating
+
+Layers = Sequence[nn.Module]
+
+
+class Entered(Exception):
+    """Carries the stream that enters layer 0 out of a forward pass that goes no further."""
+
+    def __init__(self, stream: Tensor) -> None:
+        super().__init__()
+        self.stream = stream
+
+
+class Lockstep:
+    """The streams of one batch. `edit` and `route` are for the hooks at the model's places.
+
+    Args:
+        gatings: the first may carry gradients, the others not.
+        stream: the corrupted prompts' residual stream as it enters layer 0, (B, T, D).
+        keep: shown what each layer's places hold, before it is let go.
+        recompute: puts the hooks of one layer in place anew, to compute it again in the backward pass; None: what that needs is kept instead.
+    """
+
+    def __init__(
+        self, gatings: Sequence[Gating], stream: Tensor, *, values: Corrupted, recompute: Callable[[int], AbstractContextManager[None]] | None
+    ) -> None:
+        self._own, self._others = gatings[0], gatings[1:]
+        self._corrupted = stream
+        self._keep = values.keep
+        self._recompute = recompute
+        self._held = Recorder()  # of the layer at hand
+        self._at_work: Gating | None = None  # None: the corrupted stream
+        self._streams: list[Tensor] = []
+        self._raw: list[Any] = []
+
+    def edit(self, place: str, layer: int, x: Tensor) -> Tensor:
+        return self._held.edit(place, layer, x) if self._at_work is None else self._at_work.edit(self._held.seen, place, layer, x)
+
+    def route(self, layer: int, routed: Routed) -> tuple[Tensor, Tensor | None]:
+        return self._held.route(layer, routed) if self._at_work is None else self._at_work.route(self._held.seen, layer, routed)
+
+    @contextmanager
+    def installed(self, layers: Layers) -> Iterator[None]:
+        """The layers' forward passes advance all streams."""
+        with ExitStack() as stack:
+            for number, layer in enumerate(layers):
+                layer.forward = partial(self._advance, number, layer.forward)
+                stack.callback(layer.__dict__.pop, "forward")
+            yield
+
+    @contextmanager
+    def finishing(self, layers: Layers, which: int) -> Iterator[None]:
+        """The layers' forward passes hand out the last stream of one of the other gatings, whatever enters."""
+        with ExitStack() as stack:
+            for layer in layers:
+                layer.forward = lambda *_args, **_kwargs: self._raw[which]
+                stack.callback(layer.__dict__.pop, "forward")
+            yield
+
+    def _advance(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
+        run = partial(_rest_bound, forward, tuple(rest), kwargs)
+        if number == 0:
+            at_start = Activations(embedding=self._corrupted)
+            entering = [hidden if g.embedding_open else g.edit(at_start, "embedding", 0, hidden) for g in (self._own, *self._others)]
+            hidden, self._streams = entering[0], [x.detach() for x in entering[1:]]
+            if self._keep is not None:
+                self._keep(-1, at_start)
+
+        def both(hidden: Tensor, corrupted: Tensor) -> tuple[Any, Tensor]:
+            self._held = Recorder()
+            self._at_work = None
+            with torch.no_grad():
+                after = stream_of(run(corrupted))
+            self._at_work = self._own
+            return run(hidden), after
+
+        if self._recompute is not None and torch.is_grad_enabled():
+            contexts = partial(_contexts, self._recompute, number)
+            output, after = checkpoint(both, hidden, self._corrupted, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        else:
+            output, after = both(hidden, self._corrupted)
+        with torch.no_grad():
+            self._raw = []
+            for gating, stream in zip(self._others, self._streams, strict=True):
+                self._at_work = gating
+                self._raw.append(run(stream))
+        self._streams = [stream_of(raw) for raw in self._raw]
+        self._corrupted = after
+        if self._keep is not None:
+            self._keep(number, self._held.seen)
+        self._held = Recorder()
+        return output
+
+
+def _rest_bound(forward: Callable[..., Any], rest: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    return forward(hidden, *rest, **kwargs)
+
+
+def _contexts(
+    recompute: Callable[[int], AbstractContextManager[None]], number: int
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), recompute(number)
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream in what a layer returns."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream

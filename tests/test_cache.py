@@ -1,0 +1,100 @@
+"""What is remembered of training examples: it is what would be computed, to 16 bits, and stays within its limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from nodesieve.ablations import LAYER_PLACES, Activations, Corrupted
+from nodesieve.batches import EncodedExample, PaddingSide, Split
+from nodesieve.cache import TrainingCache
+from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.gated_model import GatedModel
+from nodesieve.problem import Problem
+from nodesieve.tasks.encode import EncodedTask
+
+
+def make_problem(name: str = "llama", side: PaddingSide = "left") -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for length in (5, 7, 6, 7, 5, 6):
+        clean, corrupted = torch.randint(5, 50, (2, length), generator=generator).tolist()
+        examples.append(EncodedExample(clean=tuple(clean), corrupted=tuple(corrupted), answers=(1,), distractors=(2,)))
+    split = Split(examples=tuple(examples), pad_id=0, device=torch.device("cpu"), padding_side=side)
+    splits = {"train": split, "validation": split}
+    task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=(), left_out={})
+    return Problem(GatedModel(tiny_model(name)), task, ablation="counterfactual")
+
+
+def config(**options: object) -> DiscoverConfig:
+    return make_config({"steps": 100, "batch_size": 3, **options})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("levels", ["layer,head", "layer,embedding"])
+def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSide, levels: str) -> None:
+    problem = make_problem(side=side)
+    cache = TrainingCache(problem, config(levels=levels), tmp_path)
+    gates = {level: torch.rand(problem.nodes.shape(level), generator=torch.Generator().manual_seed(1)) for level in problem.nodes.full(1.0)}
+    if "embedding" not in levels:
+        gates["embedding"] = torch.ones(1)
+    for index in ([0, 1, 2], [3, 4, 5]):
+        batch = problem.task["train"].batch(index)
+        values = cache.values(batch)
+        assert isinstance(values, Corrupted)
+        problem.model.gated_logits(batch.clean, gates, values)
+        cache.answers(batch)
+    bytes_by_now = cache.bytes
+    for index in ([5, 1, 0], [2, 3, 4], [4, 0, 2]):  # other batches, padded otherwise
+        batch = problem.task["train"].batch(index)
+        values = cache.values(batch)
+        assert isinstance(values, Activations)
+        truth = problem.model.record(batch.corrupted)  # type: ignore[arg-type]
+        real = batch.clean.attention_mask.bool()
+        for place in LAYER_PLACES:
+            for layer in range(problem.nodes.layers):
+                torch.testing.assert_close(getattr(values, place)[layer][real], getattr(truth, place)[layer][real], rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(cache.answers(batch), problem.model.logits(batch.clean), atol=1e-5, rtol=1e-4)
+        got = problem.model.gated_logits(batch.clean, gates, values)
+        torch.testing.assert_close(got, problem.model.gated_logits(batch.clean, gates, truth), rtol=2e-2, atol=1e-2)
+    assert cache.bytes == bytes_by_now
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_a_limit_too_low_for_activations_keeps_answers_and_one_of_zero_nothing(tmp_path: Path) -> None:
+    problem = make_problem()
+    batch = problem.task["train"].batch([0, 1, 2])
+    everything = TrainingCache(problem, config(), tmp_path)
+    problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), everything.values(batch))
+    everything.answers(batch)
+    for limit, answers in ((everything.bytes * 1e-9, True), (0.0, False)):
+        cache = TrainingCache(problem, config(cache_limit=limit), tmp_path)
+        for _ in range(2):
+            values = cache.values(batch)
+            assert isinstance(values, Corrupted)
+            problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), values)
+            cache.answers(batch)
+        assert (cache.bytes > 0) == answers
+        assert cache.bytes < everything.bytes
+
+
+def test_examples_that_come_up_once_are_not_kept(tmp_path: Path) -> None:
+    problem = make_problem()
+    cache = TrainingCache(problem, config(steps=2), tmp_path)
+    batch = problem.task["train"].batch([0, 1, 2])
+    problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), cache.values(batch))
+    cache.answers(batch)
+    assert cache.bytes == 0
+
+
+def test_experts_are_computed_anew(tmp_path: Path) -> None:
+    problem = make_problem("mixtral")
+    cache = TrainingCache(problem, config(), tmp_path)
+    batch = problem.task["train"].batch([0, 1, 2])
+    for _ in range(2):
+        values = cache.values(batch)
+        assert isinstance(values, Corrupted)
+        problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), values)
