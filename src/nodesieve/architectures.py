@@ -203,6 +203,8 @@ class LayerPlaces:
     experts: nn.Module | None
     attention_write: nn.Module
     mlp_write: nn.Module
+    qkv: tuple[nn.Module, ...]
+    mlp_inputs: tuple[nn.Module, ...]
     norms_after_sum: tuple[nn.Module, ...] = ()
 
 
@@ -276,6 +278,8 @@ def locate(model: PreTrainedModel, family: Family) -> Architecture:
             experts=_experts(layer, family),
             attention_write=_at(layer, family.attention_write, family),
             mlp_write=_at(layer, family.mlp_write, family),
+            qkv=tuple(_at(layer, path, family) for path in family.qkv),
+            mlp_inputs=() if _experts(layer, family) else tuple(_at(layer, path, family) for path in family.mlp_inputs),
             norms_after_sum=tuple(_at(layer, path, family) for path in family.norms_after_sum) if _norms_after_sum(model, family) else (),
         )
         for layer in layers
@@ -329,8 +333,8 @@ def _parameter_shapes(places: Sequence[LayerPlaces], family: Family, nodes: Node
     layer = places[0].layer
     dense = next((place.layer for place in places if place.experts is None), None)
     routing = next((place for place in places if place.experts is not None), None)
-    qkv = [_at(layer, path, family) for path in family.qkv]
-    mlp_inputs = [] if dense is None else [_at(dense, path, family) for path in family.mlp_inputs]
+    qkv = places[0].qkv
+    mlp_inputs = next((place.mlp_inputs for place in places if place.experts is None), ())
     keys_and_values = sum(_in_out(module)[1] for module in qkv) - nodes.heads * nodes.head_dim
     groups, rest = divmod(keys_and_values, 2 * nodes.head_dim)
     if rest or groups < 1 or nodes.heads % groups:

@@ -27,6 +27,7 @@ from nodesieve.gating import Gating
 from nodesieve.hooks import hooked
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
+from nodesieve.shrink import Shrunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,49 +82,64 @@ class GatedModel:
             self._run(tokens)
         return recorder.seen
 
-    def gated_logits(self, tokens: Tokens, gates: Mapping[str, Tensor], values: Activations | Corrupted, *, recompute: bool = False) -> Tensor:
+    def gated_logits(
+        self,
+        tokens: Tokens,
+        gates: Mapping[str, Tensor],
+        values: Activations | Corrupted,
+        *,
+        shrunk: Shrunk | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
         """Logits at each prompt's last token with every node gated, (B, V) in float32; gradients flow to `gates`.
 
         Args:
             tokens: the clean prompts, (B, T).
             gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
             values: what closed nodes hold: tensors that broadcast against (B, T, size of the place), or the corrupted prompts.
+            shrunk: weights without nodes whose gates are 0, from `nodesieve.shrink`.
             recompute: keep only what enters each layer for the backward pass, and compute the layer again there (Chen et al., arXiv 1604.06174).
         """
-        (logits,) = self.gated_logits_of_each(tokens, [gates], values, recompute=recompute)
+        (logits,) = self.gated_logits_of_each(tokens, [gates], values, shrunk=shrunk, recompute=recompute)
         return logits
 
     def gated_logits_of_each(
-        self, tokens: Tokens, each: Sequence[Mapping[str, Tensor]], values: Activations | Corrupted, *, recompute: bool = False
+        self,
+        tokens: Tokens,
+        each: Sequence[Mapping[str, Tensor]],
+        values: Activations | Corrupted,
+        *,
+        shrunk: Shrunk | None = None,
+        recompute: bool = False,
     ) -> list[Tensor]:
         """`gated_logits` for several sets of gates; gradients flow to the first. Corrupted prompts are read once for all of them."""
         if not each:
             return []
-        gatings = [Gating(gates, self.model.dtype) for gates in each]
+        gatings = [Gating(gates, self.model.dtype, None if shrunk is None else shrunk.live) for gates in each]
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
-                return self._in_lockstep(tokens, gatings, values, recompute)
+                return self._in_lockstep(tokens, gatings, values, shrunk, recompute)
             values = self.record(values.tokens)
         with self._activations_in_one() if torch.is_grad_enabled() and gatings[0].learns else nullcontext():
-            first = self._gated(tokens, gatings[0], values, recompute)
+            first = self._gated(tokens, gatings[0], values, shrunk, recompute)
             with torch.no_grad():
-                return [first, *(self._gated(tokens, gating, values, recompute=False) for gating in gatings[1:])]
+                return [first, *(self._gated(tokens, gating, values, shrunk, recompute=False) for gating in gatings[1:])]
 
-    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, recompute: bool) -> Tensor:
-        def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-            return hooked(
-                self.architecture.places,
-                partial(gating.edit, values),
-                partial(gating.route, values),
-                rows=len(tokens.input_ids),
-                layers=layers,
-                embedding=layers is None and not gating.embedding_open,
-            )
+    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, shrunk: Shrunk | None, recompute: bool) -> Tensor:
+        @contextmanager
+        def at_places(layers: Sequence[int] | None = None) -> Iterator[None]:
+            edit, route = partial(gating.edit, values), partial(gating.route, values)
+            embedding = layers is None and not gating.embedding_open
+            with ExitStack() as stack:
+                if shrunk is not None:
+                    stack.enter_context(shrunk.layers(range(self.nodes.layers) if layers is None else layers, values))
+                stack.enter_context(hooked(self.architecture.places, edit, route, rows=len(tokens.input_ids), layers=layers, embedding=embedding))
+                yield
 
         with self._frozen(), at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
             return self._run(tokens)
 
-    def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, recompute: bool) -> list[Tensor]:
+    def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, shrunk: Shrunk | None, recompute: bool) -> list[Tensor]:
         layers = [places.layer for places in self.architecture.places]
 
         def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
@@ -134,7 +150,7 @@ class GatedModel:
 
         learning = torch.is_grad_enabled() and gatings[0].learns
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
-            streams = Lockstep(gatings, self._entering(values.tokens), values=values, recompute=anew if recompute else None)
+            streams = Lockstep(gatings, self._entering(values.tokens), values=values, shrunk=shrunk, recompute=anew if recompute else None)
             with at_places(), streams.installed(layers):
                 logits = [self._run(tokens)]
             with torch.no_grad():

@@ -6,7 +6,7 @@ itself would keep x, a and z.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ class Gating:
     Args:
         gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
         dtype: of the model.
+        live: by place, then by layer, the entries that are left where a model has been shrunk; see `nodesieve.shrink`.
     """
 
-    def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype, live: Mapping[str, Sequence[Tensor | None]] | None = None) -> None:
         at = place_gates(gates)
         # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
         self._z = {place: getattr(at, place).to(dtype).unbind(-2) for place in (*LAYER_PLACES, "experts")}
         self._z["embedding"] = (at.embedding.to(dtype),)
+        self._live = live or {}
         self.learns = any(z.requires_grad for z in gates.values())
         # With a constant 1 at the embedding no gradient has to reach layer 0's input.
         self.embedding_open = not at.embedding.requires_grad and bool((at.embedding == 1).all())
@@ -39,10 +41,14 @@ class Gating:
         return z.unsqueeze(1) if z.dim() == 2 else z
 
     def edit(self, values: Activations, place: str, layer: int, x: Tensor) -> Tensor:
-        """x (B, T, size of the place) with its gates."""
+        """x (B, T, size of the place) with its gates; of a shrunk place, z * (x - a) of what is left of it."""
         a = values.embedding if place == "embedding" else getattr(values, place)[layer]
         assert a is not None
         z = self.at(place, layer)
+        live = self._live[place][layer] if place in self._live else None
+        if live is not None:
+            part: Tensor = _Part.apply(a.index_select(-1, live), x, z.index_select(-1, live))  # type: ignore[no-untyped-call]
+            return part
         if torch.is_grad_enabled() and z.requires_grad:
             mixed: Tensor = _Mix.apply(a, x, z)  # type: ignore[no-untyped-call]
             return mixed
@@ -62,6 +68,20 @@ class _Mix(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
         ctx.save_for_backward(x - a, z)
         return torch.lerp(a, x, z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor]:
+        difference, z = ctx.saved_tensors
+        to_x = grad * z if ctx.needs_input_grad[1] else None
+        return None, to_x, (difference * grad).sum_to_size(z.shape)
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        difference = x - a
+        ctx.save_for_backward(difference, z)
+        return z * difference
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor]:

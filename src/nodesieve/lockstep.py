@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nodesieve.ablations import Activations, Corrupted, Recorder, Routed
 from nodesieve.gating import Gating
+from nodesieve.shrink import Shrunk
 
 Layers = Sequence[nn.Module]
 
@@ -39,15 +40,23 @@ class Lockstep:
         gatings: the first may carry gradients, the others not.
         stream: the corrupted prompts' residual stream as it enters layer 0, (B, T, D).
         keep: shown what each layer's places hold, before it is let go.
+        shrunk: cut weights for the gated passes.
         recompute: puts the hooks of one layer in place anew, to compute it again in the backward pass; None: what that needs is kept instead.
     """
 
     def __init__(
-        self, gatings: Sequence[Gating], stream: Tensor, *, values: Corrupted, recompute: Callable[[int], AbstractContextManager[None]] | None
+        self,
+        gatings: Sequence[Gating],
+        stream: Tensor,
+        *,
+        values: Corrupted,
+        shrunk: Shrunk | None,
+        recompute: Callable[[int], AbstractContextManager[None]] | None,
     ) -> None:
         self._own, self._others = gatings[0], gatings[1:]
         self._corrupted = stream
         self._keep = values.keep
+        self._shrunk = shrunk
         self._recompute = recompute
         self._held = Recorder()  # of the layer at hand
         self._at_work: Gating | None = None  # None: the corrupted stream
@@ -88,13 +97,17 @@ class Lockstep:
             if self._keep is not None:
                 self._keep(-1, at_start)
 
+        def gated(gating: Gating, hidden: Tensor) -> Any:
+            self._at_work = gating
+            with self._shrunk.layers([number], self._held.seen) if self._shrunk else nullcontext():
+                return run(hidden)
+
         def both(hidden: Tensor, corrupted: Tensor) -> tuple[Any, Tensor]:
             self._held = Recorder()
             self._at_work = None
             with torch.no_grad():
                 after = stream_of(run(corrupted))
-            self._at_work = self._own
-            return run(hidden), after
+            return gated(self._own, hidden), after
 
         if self._recompute is not None and torch.is_grad_enabled():
             contexts = partial(_contexts, self._recompute, number)
@@ -102,10 +115,7 @@ class Lockstep:
         else:
             output, after = both(hidden, self._corrupted)
         with torch.no_grad():
-            self._raw = []
-            for gating, stream in zip(self._others, self._streams, strict=True):
-                self._at_work = gating
-                self._raw.append(run(stream))
+            self._raw = [gated(gating, stream) for gating, stream in zip(self._others, self._streams, strict=True)]
         self._streams = [stream_of(raw) for raw in self._raw]
         self._corrupted = after
         if self._keep is not None:

@@ -36,12 +36,14 @@ from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
+from nodesieve.shrink import Cutter, Shrunk, cutter
 
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
 ADAM_BETAS = (0.9, 0.99)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LOOK = 256  # validation examples at most for a look during the run; a few hard words make fewer misleading
 CHECKPOINT_EVERY = 50
+DROP_EVERY = 20
 
 
 def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
@@ -52,11 +54,11 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
     """
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
     cache = TrainingCache(learner, config, journal.scratch)
-    run = _Run(problem, config)
+    run = _Run(problem, learner, config)
     state = journal.load()
     if state is None:
         began = time.monotonic()
-        run.spread(learner, cache, journal)
+        run.spread(cache, journal)
         run.seconds = time.monotonic() - began
     else:
         run.restore(state)
@@ -70,7 +72,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         full, values = cache.answers(batch), cache.values(batch)
         observing = not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0
         each = [run.sample_gates(batch), *([run.binary_gates()] if observing else [])]
-        logits, *binary = learner.model.gated_logits_of_each(batch.clean, each, values, recompute=config.memory == "low")
+        logits, *binary = learner.model.gated_logits_of_each(batch.clean, each, values, shrunk=run.shrunk, recompute=config.memory == "low")
         kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
@@ -81,6 +83,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             kl_binary = problem.objective(full, binary[0], batch).mean().item()
             run.controller.observe(kl=kl_binary)
         run.step += 1
+        if not repairing and run.step % DROP_EVERY == 0:
+            run.drop()
 
         look = run.step % config.validate_every == 0 or run.step == config.steps
         validation = run.look() if look else None
@@ -94,6 +98,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             "lambda": 0.0 if repairing else run.controller.strength,
             "seconds": run.seconds,
             "cache_bytes": cache.bytes,
+            "dropped": {level: run.dropped[level].float().mean().item() for level in run.levels},
         }
         row |= {} if kl_binary is None else {"kl_binary": kl_binary}
         row |= {} if validation is None else {"validation": validation}
@@ -129,14 +134,17 @@ def _reach(level: str, p: Tensor, nested: LevelTensors) -> Tensor:
 class _Run:
     """The state of one optimisation: log_alpha, Adam, the controller, the best circuit so far."""
 
-    def __init__(self, problem: Problem, config: DiscoverConfig) -> None:
-        self.problem, self.config = problem, config
+    def __init__(self, problem: Problem, learner: Problem, config: DiscoverConfig) -> None:
+        self.problem, self.learner, self.config = problem, learner, config
         self.nodes: NodeSpace = problem.nodes
         self.device = problem.model.device
         self.levels = tuple(level for level in config.levels if level in self.nodes.levels)
         self.present = {level: self.nodes.present(level).to(self.device) for level in self.levels}
         self.step = 0
         self.seconds = 0.0
+        self.dropped = {level: torch.zeros(self.nodes.shape(level), dtype=torch.bool, device=self.device) for level in LEVELS}
+        self.shrunk: Shrunk | None = None
+        self._cutter: Cutter | None = None
         self.log_alpha = {
             level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True) for level in self.levels
         }
@@ -146,12 +154,12 @@ class _Run:
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
 
-    def spread(self, learner: Problem, cache: TrainingCache, journal: Journal) -> None:
+    def spread(self, cache: TrainingCache, journal: Journal) -> None:
         """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""
         spreads = {level: self.config.log_alpha_spread[level] for level in self.log_alpha}
         if not any(spreads.values()):
             return
-        information = fisher_information(learner, self.config, journal, values=cache.values)
+        information = fisher_information(self.learner, self.config, journal, values=cache.values)
         with torch.no_grad():
             for level, spread in spreads.items():
                 flat = information[level][self.nodes.present(level)]
@@ -169,8 +177,24 @@ class _Run:
             straight = self.config.estimator == "straight_through" or (self.config.estimator == "mixed" and level in CHILDLESS)
             with torch.set_grad_enabled(not straight):
                 sample = gates.sample(log_alpha, batch=drawn, generator=generator)
-            z[level] = (gates.straight_through(sample, log_alpha) if straight else sample).expand(size, *log_alpha.shape)
+            sample = gates.straight_through(sample, log_alpha) if straight else sample
+            z[level] = sample.masked_fill(self.dropped[level], 0).expand(size, *log_alpha.shape)
         return z
+
+    @torch.no_grad()
+    def drop(self) -> None:
+        """Nodes whose log_alpha has fallen below the line stay closed from now on, and leave the computation."""
+        before = sum(int(dropped.sum()) for dropped in self.dropped.values())
+        for level, log_alpha in self.log_alpha.items():
+            self.dropped[level] |= log_alpha < self.config.drop_below
+        if sum(int(dropped.sum()) for dropped in self.dropped.values()) > before:
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Cut out what has been dropped; a head or a neuron of which nothing is left to write too."""
+        alive = with_ancestors({level: ~dropped for level, dropped in self.dropped.items()})
+        self._cutter = self._cutter or cutter(self.learner.model)
+        self.shrunk = self._cutter.cut(alive["head_dim"].any(-1), alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True))
 
     def circuit(self) -> Circuit:
         """The binary circuit of now, closed."""
@@ -223,6 +247,7 @@ class _Run:
             with torch.no_grad():
                 for name, tensor in self.learned().items():
                     tensor.copy_(self.best[name])
+            self.shrink()
         return {"kl": float(kl.mean()), "kl_upper": upper, "size": circuit.size}
 
     def learned(self) -> dict[str, Tensor]:
@@ -230,6 +255,7 @@ class _Run:
         tensors: dict[str, Tensor] = {f"log_alpha.{level}": x for level, x in self.log_alpha.items()}
         for level, x in self.log_alpha.items():
             tensors |= {f"{moment}.{level}": self.adam.state[x][moment] for moment in MOMENTS}
+            tensors[f"dropped.{level}"] = self.dropped[level]
         return tensors
 
     def scores(self) -> Scores:
@@ -261,5 +287,8 @@ class _Run:
                 "step": torch.tensor(float(self.step)),
                 **{moment: state.tensors[f"{moment}.{level}"].to(self.device).clone() for moment in MOMENTS},
             }
+            self.dropped[level] = state.tensors[f"dropped.{level}"].to(self.device).clone()
+        if any(bool(dropped.any()) for dropped in self.dropped.values()):
+            self.shrink()
         if any(name.startswith("best.") for name in state.tensors):
             self.best = {name: state.tensors[f"best.{name}"].to(self.device).clone() for name in self.learned()}

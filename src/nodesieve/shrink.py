@@ -1,0 +1,222 @@
+"""Closed heads and hidden neurons leave the computation: the weights that lead to them and from them are cut out for gated passes.
+
+A closed node still writes what it holds. All of that is in what the projection makes of the corrupted activations, so with x - a for the live nodes,
+
+    projection(z * x + (1 - z) * a) = live columns of the projection (z * (x - a)) + projection(a),
+
+and projection(a) is the corrupted write, which is there anyway (for one vector a place, it is computed). This needs the write to be the projection's
+own output, with no norm between. What can be cut, and how the query, key and value rows of a head lie, is found out by trying: `cutter`
+keeps what gives the same logits as gates of 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nodesieve.ablations import Activations
+from nodesieve.architectures import Architecture, LayerPlaces
+
+if TYPE_CHECKING:
+    from nodesieve.gated_model import GatedModel
+
+WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
+# (live heads (n,), heads, groups of keys and values, dimensions a head) -> rows of each query, key and value projection
+Rows = Callable[[Tensor, int, int, int], list[Tensor]]
+
+
+def _separate(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
+    """Three projections; each live head gets its group's keys and values to itself."""
+    own, group = _spread(live, dim), _spread(live // (heads // groups), dim)
+    return [own, group, group]
+
+
+def _in_blocks(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
+    """One projection, all queries first, then all keys, then all values."""
+    query, key, value = _separate(live, heads, groups, dim)
+    return [torch.cat([query, heads * dim + key, (heads + groups) * dim + value])]
+
+
+def _by_head(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
+    """One projection, each head's query, key and value together."""
+    return [_spread(live, 3 * dim)]
+
+
+def _spread(blocks: Tensor, size: int) -> Tensor:
+    """Block numbers (n,) -> the rows in them (n * size,)."""
+    return (blocks.unsqueeze(1) * size + torch.arange(size, device=blocks.device)).flatten()
+
+
+LAYOUTS: tuple[Rows, ...] = (_separate, _in_blocks, _by_head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutter:
+    """What can be cut in one model: hidden neurons or not, heads in one of the layouts or not."""
+
+    architecture: Architecture
+    neurons: bool
+    heads: Rows | None
+
+    def cut(self, live_heads: Tensor, live_neurons: Tensor) -> Shrunk:
+        """`live_heads` bool (L, H), `live_neurons` bool (L, F)."""
+        return Shrunk(self, live_heads, live_neurons)
+
+
+class Shrunk:
+    """Cut weights of every layer in which enough is closed to pay for it.
+
+    Attributes:
+        live: by place, then by layer, the live entries of the place, None where it is whole.
+    """
+
+    def __init__(self, cutter: Cutter, live_heads: Tensor, live_neurons: Tensor) -> None:
+        architecture = cutter.architecture
+        nodes = architecture.nodes
+        self._places = architecture.places
+        self._swaps: list[list[_Swap]] = []
+        self.live: dict[str, list[Tensor | None]] = {"heads": [], "neurons": []}
+        for number, places in enumerate(self._places):
+            swaps: list[_Swap] = []
+            heads = _kept(live_heads[number], possible=cutter.heads is not None and places.attention_write is places.attention_projection)
+            entries = None
+            if heads is not None and cutter.heads is not None:
+                rows = cutter.heads(heads, nodes.heads, architecture.parameters.groups, nodes.head_dim)
+                entries = _spread(heads, nodes.head_dim)
+                swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
+                swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
+            self.live["heads"].append(entries)
+            neurons = _kept(live_neurons[number], possible=cutter.neurons and places.mlp_write is places.mlp_projection)
+            if neurons is not None and places.mlp_projection is not None:
+                swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
+                swaps.append(_columns(places.mlp_projection, neurons))
+            self.live["neurons"].append(neurons)
+            self._swaps.append(swaps)
+
+    @contextmanager
+    def layers(self, numbers: Sequence[int], values: Activations) -> Iterator[None]:
+        """Inside, these layers run on their cut weights, and their projections add what closed nodes write."""
+        with ExitStack() as stack:
+            for number in numbers:
+                places = self._places[number]
+                for place, projection in (("heads", places.attention_projection), ("neurons", places.mlp_projection)):
+                    if projection is not None and self.live[place][number] is not None:
+                        closed = _closed_write(projection, place, number, values)
+                        hook = projection.register_forward_hook(lambda _m, _args, out, closed=closed: closed(out), prepend=True)
+                        stack.callback(hook.remove)
+                for swap in self._swaps[number]:
+                    stack.enter_context(swap.made())
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Swap:
+    """Parameters and plain attributes of a module, to be put in the place of its own."""
+
+    module: nn.Module
+    parameters: dict[str, nn.Parameter | None]
+    attributes: dict[str, Any]
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        parameters = {name: self.module._parameters[name] for name in self.parameters}
+        attributes = {name: getattr(self.module, name) for name in self.attributes}
+        try:
+            self.module._parameters.update(self.parameters)
+            self.module.__dict__.update(self.attributes)
+            yield
+        finally:
+            self.module._parameters.update(parameters)
+            self.module.__dict__.update(attributes)
+
+
+def _kept(live: Tensor, *, possible: bool) -> Tensor | None:
+    """The live entries, one at least; None where cutting is not possible or would not pay."""
+    if not possible or not len(live) or float(live.float().mean()) > WORTH_IT:
+        return None
+    return live.nonzero().flatten() if bool(live.any()) else torch.zeros(1, dtype=torch.long, device=live.device)
+
+
+def _rows(module: nn.Module, rows: Tensor) -> _Swap:
+    weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+    linear = isinstance(module, nn.Linear)
+    return _Swap(
+        module=module,
+        parameters={"weight": _frozen(weight[rows] if linear else weight[:, rows]), "bias": None if bias is None else _frozen(bias[rows])},
+        attributes={} if linear else {"nf": len(rows)},  # GPT-2's Conv1D stores (in, out), and how many come out
+    )
+
+
+def _columns(module: nn.Module, columns: Tensor) -> _Swap:
+    """Without its bias, which is in what the closed nodes write."""
+    weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+    cut = weight[:, columns] if isinstance(module, nn.Linear) else weight[columns]
+    return _Swap(module=module, parameters={"weight": _frozen(cut), "bias": None if bias is None else _frozen(torch.zeros_like(bias))}, attributes={})
+
+
+def _frozen(x: Tensor) -> nn.Parameter:
+    return nn.Parameter(x.detach().contiguous(), requires_grad=False)
+
+
+def _in_each_part(module: nn.Module, neurons: Tensor, count: int) -> Tensor:
+    """Rows of the neurons in a projection to them, or in one that makes several numbers for each, all of the first kind first."""
+    weight = module.get_parameter("weight")
+    parts = weight.shape[0 if isinstance(module, nn.Linear) else 1] // count
+    return torch.cat([part * count + neurons for part in range(parts)])
+
+
+def _sizes(places: LayerPlaces, heads: int, dim: int) -> _Swap:
+    """Numbers of heads that attention modules keep as attributes."""
+    known = {"num_heads": heads, "num_attention_heads": heads, "num_key_value_heads": heads, "num_key_value_groups": 1, "split_size": heads * dim}
+    attention = next(module for module in places.layer.modules() if places.attention_projection in module.children())
+    return _Swap(module=attention, parameters={}, attributes={name: value for name, value in known.items() if name in attention.__dict__})
+
+
+def _closed_write(projection: nn.Module, place: str, layer: int, values: Activations) -> Callable[[Tensor], Tensor]:
+    """Adds what the projection makes of what closed nodes hold."""
+    held, writes = (values.heads, values.attention_write) if place == "heads" else (values.neurons, values.mlp_write)
+    if isinstance(held, dict) and held[layer].dim() == 1:  # one vector for all prompts
+        constant: Tensor = projection.forward(held[layer].unsqueeze(0))
+        return lambda out: out + constant.reshape(-1)
+    return lambda out: out + writes[layer].reshape(out.shape)
+
+
+@torch.no_grad()
+def cutter(model: GatedModel) -> Cutter:
+    """Find out, on a few random tokens, what can be cut in a model."""
+    from nodesieve.batches import Tokens
+
+    generator = torch.Generator().manual_seed(0)
+    nodes, vocabulary = model.nodes, model.model.get_output_embeddings().weight.shape[0]
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (2, 2, 6), generator=generator).to(model.device)
+    clean, corrupted = (Tokens(input_ids=rows, attention_mask=torch.ones_like(rows)) for rows in ids)
+    values = model.record(corrupted)
+    gates = {level: torch.rand(nodes.shape(level), generator=generator) for level in nodes.full(1.0)}
+    live_heads, live_neurons = gates["head"] > 0.5, gates["mlp_neuron"] > 0.5
+    live_heads[:, 0], live_heads[:, -1] = False, True  # some of each in every layer
+    everything = torch.ones_like(live_heads), torch.ones_like(live_neurons)
+
+    def same(attempt: Cutter, heads: Tensor, neurons: Tensor) -> bool:
+        z = {**gates, "head": gates["head"] * heads, "mlp_neuron": gates["mlp_neuron"] * neurons}
+        z = {level: x.to(model.device) for level, x in z.items()}
+        masked = model.gated_logits(clean, z, values)
+        with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError, StopIteration):  # a layout that does not fit
+            cut = model.gated_logits(clean, z, values, shrunk=attempt.cut(heads.to(model.device), neurons.to(model.device)))
+            tolerance = 1e-3 if masked.dtype == model.model.dtype else 0.1
+            return bool((cut - masked).abs().max() <= tolerance * masked.std())
+        return False
+
+    architecture = model.architecture
+    neurons = same(Cutter(architecture=architecture, neurons=True, heads=None), everything[0], live_neurons)
+    layouts = (rows for rows in LAYOUTS if len(architecture.places[0].qkv) == (3 if rows is _separate else 1))
+    heads = next(
+        (rows for rows in layouts if same(Cutter(architecture=architecture, neurons=False, heads=rows), live_heads, everything[1])),
+        None,
+    )
+    return Cutter(architecture=architecture, neurons=neurons, heads=heads)
