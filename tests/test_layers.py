@@ -26,6 +26,7 @@ ORDER = [
     "verify",
     "gated_model",
     "lockstep",
+    "prefix",
     "shrink",
     "hooks",
     "gating",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
@@ -16,13 +14,13 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
 from nodesieve.methods.multigranular import multigranular
-from nodesieve.shrink import Cutter, cutter
+from nodesieve.shrink import Cutter
 from test_cache import make_problem
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox", "gptj", "opt", "mistral", "gemma", "phi"])
 def test_heads_and_neurons_of_common_families_can_be_cut(name: str) -> None:
-    found = cutter(GatedModel(tiny_model(name)))
+    found = GatedModel(tiny_model(name)).cutter
     assert found.neurons
     assert found.heads is not None
 
@@ -33,7 +31,7 @@ def test_a_cut_model_gives_the_same_logits_and_gradients(any_model: GatedModel) 
     alive = {level: (torch.rand(any_model.nodes.shape(level), generator=generator) > 0.5).float() for level in ("head", "mlp_neuron")}
     alive["head"][0], alive["mlp_neuron"][1] = 0, 0  # nothing left of these
     drawn = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
-    cut = cutter(any_model).cut(alive["head"] > 0, alive["mlp_neuron"] > 0)
+    cut = any_model.cutter.cut(alive["head"] > 0, alive["mlp_neuron"] > 0)
     stored = any_model.record(corrupted)
     parameters = dict(any_model.model.named_parameters())
     for values in (stored, stored.map(lambda x: x.mean((0, 1))), Corrupted(tokens=corrupted)):
@@ -61,26 +59,25 @@ def test_a_run_has_the_same_losses_with_and_without_cutting(options: dict[str, o
     runs = []
     for cutting in (True, False):
         if not cutting:
-            monkeypatch.setattr(
-                sys.modules[multigranular.__module__], "cutter", lambda model: Cutter(architecture=model.architecture, neurons=False, heads=None)
-            )
+            whole = property(lambda model: Cutter(architecture=model.architecture, neurons=False, heads=None))
+            monkeypatch.setattr(GatedModel, "cutter", whole)
         journal = Journal()
         multigranular(make_problem(), config, journal)
         runs.append(journal.history)
-    dropped = runs[0][-1]["dropped"]
-    assert dropped["mlp_neuron"] > 0.1
-    assert dropped["head"] > 0
+    nodes, live = make_problem().nodes, runs[0][-1]["live"]
+    assert 0 < sum(live["mlp_neuron"]) < 0.9 * nodes.count("mlp_neuron")
+    assert sum(live["head"]) < nodes.count("head")
     for ours, theirs in zip(*runs, strict=True):
         # What closed nodes write is read from 16 bits where it is cut, and made from 16 bits where it is not.
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2 if "cache_limit" in options else 1e-4)
-        assert ours["dropped"] == theirs["dropped"]
+        assert ours["live"] == theirs["live"]
 
 
 def test_few_closed_nodes_are_not_worth_a_copy_of_the_weights() -> None:
     model = GatedModel(tiny_model("llama"))
     live = torch.ones(model.nodes.shape("mlp_neuron"), dtype=torch.bool)
     live[0, 0] = False
-    cut = cutter(model).cut(torch.ones(model.nodes.shape("head"), dtype=torch.bool), live)
+    cut = model.cutter.cut(torch.ones(model.nodes.shape("head"), dtype=torch.bool), live)
     whole = 1 / model.nodes.neurons <= 1 - shrink.WORTH_IT
     assert (cut.live["neurons"][0] is None) == whole
     assert cut.live["heads"] == [None] * model.nodes.layers

@@ -67,8 +67,11 @@ class Activations:
     """What the places hold. Each tensor broadcasts against (B, T, size of the place).
 
     `heads` and the writes have an entry for every layer; `neurons` and `experts` have the layers that they are in. What experts hold is
-    either a call to repeat, or a tensor that broadcasts against (B, T, E, D).
+    either a call to repeat, or a tensor that broadcasts against (B, T, E, D). Of prompts that begin as the clean ones do, the first `start` positions
+    may be left out.
     """
+
+    start: int = 0
 
     embedding: Tensor | None = None
     heads: Mapping[int, Tensor] = field(default_factory=dict)
@@ -81,7 +84,7 @@ class Activations:
         return Activations(
             embedding=None if self.embedding is None else function(self.embedding),
             experts={layer: function(x.dense() if isinstance(x, Routed) else x) for layer, x in self.experts.items()},
-            **{place: {layer: function(x) for layer, x in getattr(self, place).items()} for place in LAYER_PLACES},
+            **{place: {layer: function(x) for layer, x in getattr(self, place).items()} for place in LAYER_PLACES},  # type: ignore[arg-type]
         )
 
     def tensors(self) -> list[Tensor]:

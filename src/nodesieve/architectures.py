@@ -388,7 +388,7 @@ def guess(model: PreTrainedModel) -> Iterator[Architecture]:
                 layers=path,
                 attention_projection=out,
                 mlp_projection=down,
-                qkv=tuple(name for name in attention if name != out),
+                qkv=tuple(sorted((name for name in attention if name != out), key=lambda name: "qkv".find(name.rpartition(".")[2][0]))),
                 mlp_inputs=tuple(name for name, module in mlp.items() if name != down and _in_out(module)[0] == width),
             )
             writes = [

@@ -81,7 +81,7 @@ class TrainingCache:
         if not self._keeps_values or not isinstance(values, Corrupted):
             return values
         if bool(self._filled[batch.index.cpu()].all()):
-            return self._remembered(batch)
+            return self._remembered(batch, self._problem.model.start(batch.clean, values.tokens))
         return Corrupted(tokens=values.tokens, keep=partial(self._keep, batch))
 
     @property
@@ -104,7 +104,7 @@ class TrainingCache:
         width = batch.clean.input_ids.shape[1]
         for row, i in enumerate(batch.index.tolist()):
             length = len(self._split.examples[i].clean)
-            yield row, i, slice(width - length, width) if self._split.padding_side == "left" else slice(length)
+            yield row, i, slice(width - length, width) if self._split.padding_side == "left" else slice(0, length)
 
     def _keep(self, batch: Batch, layer: int, seen: Activations) -> None:
         if layer == -1:
@@ -121,23 +121,27 @@ class TrainingCache:
         if layer == self._problem.nodes.layers - 1:
             self._filled[batch.index.cpu()] = True
 
-    def _remembered(self, batch: Batch) -> Activations:
+    def _remembered(self, batch: Batch, start: int) -> Activations:
         dtype = self._problem.model.model.dtype
         latest: dict[int, tuple[Tensor, ...]] = {}
 
         def read(which: int, layer: int) -> Tensor:
             if layer not in latest:
                 latest.clear()  # first, so that no two layers are held at once
-                latest[layer] = self._block(batch, layer, sum(self._widths)).split(self._widths, -1)  # type: ignore[no-untyped-call]
+                latest[layer] = self._block(batch, layer, sum(self._widths), start).split(self._widths, -1)  # type: ignore[no-untyped-call]
             return latest[layer][which].to(dtype)
 
-        embedding = self._block(batch, -1, self._problem.nodes.width).to(dtype) if self._with_embedding else None
-        return Activations(embedding=embedding, **{place: _ByLayer(partial(read, which)) for which, place in enumerate(LAYER_PLACES)})
+        embedding = self._block(batch, -1, self._problem.nodes.width, start).to(dtype) if self._with_embedding else None
+        return Activations(start=start, embedding=embedding, **{place: _ByLayer(partial(read, which)) for which, place in enumerate(LAYER_PLACES)})
 
-    def _block(self, batch: Batch, layer: int, width: int) -> Tensor:
-        block = torch.zeros(*batch.clean.input_ids.shape, width, dtype=self._dtype)
+    def _block(self, batch: Batch, layer: int, width: int, start: int) -> Tensor:
+        """A layer's activations of a batch from position `start` on, (B, T - start, width)."""
+        size, positions = batch.clean.input_ids.shape
+        block = torch.zeros(size, positions - start, width, dtype=self._dtype)
         for row, i, real in self._rows(batch):
-            self._read(self._place(i, layer), block[row, real])
+            left_out = max(0, start - real.start)
+            place = self._place(i, layer) + left_out * width * self._dtype.itemsize
+            self._read(place, block[row, max(0, real.start - start) : real.stop - start])
         return block.to(batch.index.device)
 
     def _read(self, place: int, into: Tensor) -> None:

@@ -9,10 +9,11 @@ are put back as they were.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,8 @@ from nodesieve.gating import Gating
 from nodesieve.hooks import hooked
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
-from nodesieve.shrink import Shrunk
+from nodesieve.prefix import Prefix, common_start
+from nodesieve.shrink import Cutter, Shrunk, find_cutter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,8 +138,11 @@ class GatedModel:
                 stack.enter_context(hooked(self.architecture.places, edit, route, rows=len(tokens.input_ids), layers=layers, embedding=embedding))
                 yield
 
+        with self._frozen():
+            prefix = self._read_prefix(tokens, values.start, shrunk)
+
         with self._frozen(), at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
-            return self._run(tokens)
+            return self._run(tokens, prefix)
 
     def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, shrunk: Shrunk | None, recompute: bool) -> list[Tensor]:
         layers = [places.layer for places in self.architecture.places]
@@ -150,17 +155,19 @@ class GatedModel:
 
         learning = torch.is_grad_enabled() and gatings[0].learns
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
-            streams = Lockstep(gatings, self._entering(values.tokens), values=values, shrunk=shrunk, recompute=anew if recompute else None)
+            start = self.start(tokens, values.tokens) if learning and values.keep is None else 0
+            prefix = self._read_prefix(tokens, start, shrunk)
+            streams = Lockstep(gatings, self._entering(values.tokens, prefix), values=values, shrunk=shrunk, recompute=anew if recompute else None)
             with at_places(), streams.installed(layers):
-                logits = [self._run(tokens)]
+                logits = [self._run(tokens, prefix)]
             with torch.no_grad():
                 for which in range(len(gatings) - 1):
                     with streams.finishing(layers, which):
-                        logits.append(self._run(tokens))
+                        logits.append(self._run(tokens, prefix))
         return logits
 
     @torch.no_grad()
-    def _entering(self, tokens: Tokens) -> Tensor:
+    def _entering(self, tokens: Tokens, prefix: Prefix | None) -> Tensor:
         """The residual stream that enters layer 0, (B, T, D)."""
 
         def leave(*args: Any, **kwargs: Any) -> None:
@@ -169,31 +176,88 @@ class GatedModel:
         first = self.architecture.places[0].layer
         first.forward = leave
         try:
-            self._run(tokens)
+            self._run(tokens, prefix)
         except Entered as entered:
             return entered.stream
         finally:
             del first.__dict__["forward"]
         raise AssertionError("layer 0 was not called")
 
-    def _run(self, tokens: Tokens) -> Tensor:
+    def start(self, clean: Tokens, corrupted: Tokens) -> int:
+        """How many leading positions gated passes may leave out, since nothing differs there."""
+        start = common_start(clean, corrupted)
+        return start if start and self._goes_on_from_a_prefix else 0
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        """What can be cut out of the computation where nodes are closed for good; found out by trying."""
+        clean, corrupted = self._random_tokens(0), self._random_tokens(1)
+        values = self.record(corrupted)
+
+        @torch.no_grad()
+        def logits(gates: Mapping[str, Tensor], shrunk: Shrunk | None) -> Tensor:
+            return self.gated_logits(clean, {level: z.to(self.device) for level, z in gates.items()}, values, shrunk=shrunk)
+
+        return find_cutter(self.architecture, logits, tolerance=self._tolerance)
+
+    @cached_property
+    def _goes_on_from_a_prefix(self) -> bool:
+        """Found out by trying; some models keep no keys and values, or position by something else than `position_ids`."""
+        tokens = self._random_tokens(0)
+        with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            plain = self._run(tokens)
+            apart = self._run(tokens, self._read_prefix(tokens, 4))
+            return bool((plain - apart).abs().max() <= self._tolerance * plain.std())
+        return False
+
+    def _random_tokens(self, seed: int) -> Tokens:
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        ids = torch.randint(min(5, vocabulary - 1), vocabulary, (2, 8), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        mask = torch.ones_like(ids)
+        mask[0, 0] = 0
+        return Tokens(input_ids=ids, attention_mask=mask)
+
+    @property
+    def _tolerance(self) -> float:
+        """How far two ways to the same logits may be apart, in their standard deviations."""
+        return 0.1 if self.model.dtype.itemsize < 4 else 1e-3
+
+    @torch.no_grad()
+    def _read_prefix(self, tokens: Tokens, start: int, shrunk: Shrunk | None = None) -> Prefix | None:
+        if start == 0:
+            return None
+        prefix = Prefix()
+        options = {"logits_to_keep": 1, "position_ids": tokens.position_ids[:, :start]}
+        self.model(
+            input_ids=tokens.input_ids[:, :start],
+            attention_mask=tokens.attention_mask[:, :start],
+            past_key_values=prefix,
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in self._takes},
+        )
+        prefix.read, prefix.shrunk = True, shrunk
+        return prefix
+
+    def _run(self, tokens: Tokens, prefix: Prefix | None = None) -> Tensor:
         """Logits at each row's last real token; the vocabulary projection is asked for no more positions than hold one."""
-        last = tokens.last
+        start = 0 if prefix is None else prefix.get_seq_length()
+        last = tokens.last - start
         wanted = torch.unique(last)
-        width = tokens.input_ids.shape[1]
+        width = tokens.input_ids.shape[1] - start
         whole = len(wanted) == 1 and int(wanted) == width - 1  # always so under left padding
         options: dict[str, Any] = {
             "logits_to_keep": 1 if whole else wanted,
-            "position_ids": tokens.position_ids,  # models with ALiBi take none
+            "position_ids": tokens.position_ids[:, start:],  # models with ALiBi take none
         }
         with ExitStack() as stack:
             head = self.model.get_output_embeddings()
             # The last position is a strided slice, which torch would multiply as B separate matrices: 10% of a step on a CPU.
             stack.callback(head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:])).remove)
             logits = self.model(
-                input_ids=tokens.input_ids,
+                input_ids=tokens.input_ids[:, start:],
                 attention_mask=tokens.attention_mask,
-                use_cache=False,
+                use_cache=prefix is not None,
+                past_key_values=prefix,
                 **{name: value for name, value in options.items() if name in self._takes},
             ).logits
         if whole:

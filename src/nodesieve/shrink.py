@@ -5,7 +5,7 @@ A closed node still writes what it holds. All of that is in what the projection 
     projection(z * x + (1 - z) * a) = live columns of the projection (z * (x - a)) + projection(a),
 
 and projection(a) is the corrupted write, which is there anyway (for one vector a place, it is computed). This needs the write to be the projection's
-own output, with no norm between. What can be cut, and how the query, key and value rows of a head lie, is found out by trying: `cutter`
+own output, with no norm between. What can be cut, and how the query, key and value rows of a head lie, is found out by trying: `find_cutter`
 keeps what gives the same logits as gates of 0.
 """
 
@@ -15,16 +15,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nodesieve.ablations import Activations
 from nodesieve.architectures import Architecture, LayerPlaces
-
-if TYPE_CHECKING:
-    from nodesieve.gated_model import GatedModel
+from nodesieve.nodes import LevelTensors
 
 WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
 # (live heads (n,), heads, groups of keys and values, dimensions a head) -> rows of each query, key and value projection
@@ -66,7 +64,8 @@ class Cutter:
 
     def cut(self, live_heads: Tensor, live_neurons: Tensor) -> Shrunk:
         """`live_heads` bool (L, H), `live_neurons` bool (L, F)."""
-        return Shrunk(self, live_heads, live_neurons)
+        device = self.architecture.places[0].attention_projection.get_parameter("weight").device
+        return Shrunk(self, live_heads.to(device), live_neurons.to(device))
 
 
 class Shrunk:
@@ -81,6 +80,8 @@ class Shrunk:
         nodes = architecture.nodes
         self._places = architecture.places
         self._swaps: list[list[_Swap]] = []
+        self._groups: list[Tensor | None] = []
+        self._inside: set[int] = set()
         self.live: dict[str, list[Tensor | None]] = {"heads": [], "neurons": []}
         for number, places in enumerate(self._places):
             swaps: list[_Swap] = []
@@ -92,6 +93,7 @@ class Shrunk:
                 swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
                 swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
             self.live["heads"].append(entries)
+            self._groups.append(None if heads is None else heads // (nodes.heads // architecture.parameters.groups))
             neurons = _kept(live_neurons[number], possible=cutter.neurons and places.mlp_write is places.mlp_projection)
             if neurons is not None and places.mlp_projection is not None:
                 swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
@@ -112,7 +114,13 @@ class Shrunk:
                         stack.callback(hook.remove)
                 for swap in self._swaps[number]:
                     stack.enter_context(swap.made())
+                self._inside.add(number)
+                stack.callback(self._inside.discard, number)
             yield
+
+    def groups_in_use(self, layer: int) -> Tensor | None:
+        """Which group of keys and values each head of a layer has now: None outside `layers`, and where heads are whole."""
+        return self._groups[layer] if layer in self._inside else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,36 +195,27 @@ def _closed_write(projection: nn.Module, place: str, layer: int, values: Activat
     return lambda out: out + writes[layer].reshape(out.shape)
 
 
-@torch.no_grad()
-def cutter(model: GatedModel) -> Cutter:
-    """Find out, on a few random tokens, what can be cut in a model."""
-    from nodesieve.batches import Tokens
+# (gates, cut weights or none) -> logits of some prompts
+Trial = Callable[[LevelTensors, Shrunk | None], Tensor]
 
+
+def find_cutter(architecture: Architecture, logits: Trial, *, tolerance: float) -> Cutter:
+    """Find out what can be cut in a model: what gives the same logits as gates of 0, to `tolerance` times their standard deviation."""
     generator = torch.Generator().manual_seed(0)
-    nodes, vocabulary = model.nodes, model.model.get_output_embeddings().weight.shape[0]
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (2, 2, 6), generator=generator).to(model.device)
-    clean, corrupted = (Tokens(input_ids=rows, attention_mask=torch.ones_like(rows)) for rows in ids)
-    values = model.record(corrupted)
+    nodes = architecture.nodes
     gates = {level: torch.rand(nodes.shape(level), generator=generator) for level in nodes.full(1.0)}
     live_heads, live_neurons = gates["head"] > 0.5, gates["mlp_neuron"] > 0.5
     live_heads[:, 0], live_heads[:, -1] = False, True  # some of each in every layer
-    everything = torch.ones_like(live_heads), torch.ones_like(live_neurons)
+    all_heads, all_neurons = torch.ones_like(live_heads), torch.ones_like(live_neurons)
 
-    def same(attempt: Cutter, heads: Tensor, neurons: Tensor) -> bool:
+    def same(heads: Tensor, neurons: Tensor, attempt: Cutter) -> bool:
         z = {**gates, "head": gates["head"] * heads, "mlp_neuron": gates["mlp_neuron"] * neurons}
-        z = {level: x.to(model.device) for level, x in z.items()}
-        masked = model.gated_logits(clean, z, values)
+        masked = logits(z, None)
         with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError, StopIteration):  # a layout that does not fit
-            cut = model.gated_logits(clean, z, values, shrunk=attempt.cut(heads.to(model.device), neurons.to(model.device)))
-            tolerance = 1e-3 if masked.dtype == model.model.dtype else 0.1
-            return bool((cut - masked).abs().max() <= tolerance * masked.std())
+            return bool((logits(z, attempt.cut(heads, neurons)) - masked).abs().max() <= tolerance * masked.std())
         return False
 
-    architecture = model.architecture
-    neurons = same(Cutter(architecture=architecture, neurons=True, heads=None), everything[0], live_neurons)
+    neurons = same(all_heads, live_neurons, Cutter(architecture=architecture, neurons=True, heads=None))
     layouts = (rows for rows in LAYOUTS if len(architecture.places[0].qkv) == (3 if rows is _separate else 1))
-    heads = next(
-        (rows for rows in layouts if same(Cutter(architecture=architecture, neurons=False, heads=rows), live_heads, everything[1])),
-        None,
-    )
-    return Cutter(architecture=architecture, neurons=neurons, heads=heads)
+    fits = (rows for rows in layouts if same(live_heads, all_neurons, Cutter(architecture=architecture, neurons=False, heads=rows)))
+    return Cutter(architecture=architecture, neurons=neurons, heads=next(fits, None))

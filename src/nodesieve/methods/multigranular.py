@@ -36,7 +36,7 @@ from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
-from nodesieve.shrink import Cutter, Shrunk, cutter
+from nodesieve.shrink import Shrunk
 
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
 ADAM_BETAS = (0.9, 0.99)
@@ -98,7 +98,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             "lambda": 0.0 if repairing else run.controller.strength,
             "seconds": run.seconds,
             "cache_bytes": cache.bytes,
-            "dropped": {level: run.dropped[level].float().mean().item() for level in run.levels},
+            "live": run.live,
         }
         row |= {} if kl_binary is None else {"kl_binary": kl_binary}
         row |= {} if validation is None else {"validation": validation}
@@ -144,7 +144,7 @@ class _Run:
         self.seconds = 0.0
         self.dropped = {level: torch.zeros(self.nodes.shape(level), dtype=torch.bool, device=self.device) for level in LEVELS}
         self.shrunk: Shrunk | None = None
-        self._cutter: Cutter | None = None
+        self.live = {"head": [self.nodes.heads] * self.nodes.layers, "mlp_neuron": [self.nodes.neurons] * self.nodes.layers}
         self.log_alpha = {
             level: torch.full(self.nodes.shape(level), config.log_alpha_init[level], device=self.device, requires_grad=True) for level in self.levels
         }
@@ -193,8 +193,9 @@ class _Run:
     def shrink(self) -> None:
         """Cut out what has been dropped; a head or a neuron of which nothing is left to write too."""
         alive = with_ancestors({level: ~dropped for level, dropped in self.dropped.items()})
-        self._cutter = self._cutter or cutter(self.learner.model)
-        self.shrunk = self._cutter.cut(alive["head_dim"].any(-1), alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True))
+        heads, neurons = alive["head_dim"].any(-1), alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True)
+        self.live = {"head": heads.sum(-1).tolist(), "mlp_neuron": neurons.sum(-1).tolist()}
+        self.shrunk = self.learner.model.cutter.cut(heads, neurons)
 
     def circuit(self) -> Circuit:
         """The binary circuit of now, closed."""

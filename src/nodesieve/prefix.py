@@ -1,0 +1,45 @@
+"""Positions that come before anything differs: read once, without gradients, and from then on only as keys and values.
+
+Where clean and corrupted prompts begin with the same tokens, what their places hold there is equal, whatever the gates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from nodesieve.batches import Tokens
+from nodesieve.shrink import Shrunk
+
+WORTH_IT = 0.25  # share of positions below which reading them twice costs less than another pass
+
+
+class Prefix(DynamicCache):  # type: ignore[misc]
+    """Keys and values of the first positions. Passes that go on from there add nothing to it, so that any number of them can."""
+
+    shrunk: Shrunk | None = None
+    read = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.read:
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            return keys, values
+        kept = self.layers[layer_idx]
+        keys, values = kept.keys, kept.values
+        groups = self.shrunk.groups_in_use(layer_idx) if self.shrunk is not None else None
+        if groups is not None:
+            keys, values = keys.index_select(1, groups), values.index_select(1, groups)
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+
+def common_start(clean: Tokens, corrupted: Tokens) -> int:
+    """How many leading positions of a batch are the same in both, all answers coming later; 0 where that saves too little."""
+    if clean.input_ids.shape != corrupted.input_ids.shape:
+        return 0
+    differs = (clean.input_ids != corrupted.input_ids) | (clean.attention_mask != corrupted.attention_mask)
+    first = int(differs.any(0).int().argmax()) if bool(differs.any()) else 0
+    start = min(first, int(clean.last.min()))
+    return start if start >= WORTH_IT * clean.input_ids.shape[1] else 0

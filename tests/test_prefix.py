@@ -1,0 +1,74 @@
+"""Positions before the first difference are read once, and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nodesieve.ablations import Activations, Corrupted
+from nodesieve.batches import Tokens
+from nodesieve.cache import TrainingCache
+from nodesieve.gated_model import GatedModel
+from nodesieve.levels import LEVELS
+from nodesieve.prefix import common_start
+from test_cache import config, make_problem
+
+
+def prompts(width: int = 8, same: int = 4) -> tuple[Tokens, Tokens]:
+    """Two rows, the second one token shorter; the first `same` columns are equal."""
+    ids = torch.randint(5, 50, (2, 2, width), generator=torch.Generator().manual_seed(0))
+    ids[1, :, :same] = ids[0, :, :same]
+    mask = torch.ones(2, width, dtype=torch.long)
+    mask[1, 0] = 0
+    clean, corrupted = (Tokens(input_ids=rows, attention_mask=mask) for rows in ids)
+    return clean, corrupted
+
+
+def test_where_the_first_difference_is() -> None:
+    assert common_start(*prompts(8, 4)) == 4
+    assert common_start(*prompts(8, 1)) == 0  # too little to be worth it
+    clean, _ = prompts()
+    assert common_start(clean, clean) == 0
+    shorter = Tokens.pad([[5, 6, 7, 8, 9], [5, 6]], pad_id=0, device="cpu", side="right")
+    other = Tokens.pad([[5, 6, 7, 1, 9], [5, 6]], pad_id=0, device="cpu", side="right")
+    assert common_start(shorter, other) == 0  # the second row's answer comes before
+    assert common_start(Tokens.pad([[5, 6, 7]], pad_id=0, device="cpu"), Tokens.pad([[5, 6, 7, 8]], pad_id=0, device="cpu")) == 0
+
+
+def test_gradients_are_those_of_the_whole_prompts(any_model: GatedModel) -> None:
+    clean, corrupted = prompts()
+    assert any_model.start(clean, corrupted) == 4
+    stored = any_model.record(corrupted)
+    generator = torch.Generator().manual_seed(2)
+    drawn = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
+    live = {level: torch.rand(any_model.nodes.shape(level), generator=generator) > 0.4 for level in ("head", "mlp_neuron")}
+    cut = any_model.cutter.cut(live["head"], live["mlp_neuron"])
+    for shrunk in (None, cut):
+        if shrunk is not None:
+            drawn |= {level: drawn[level] * mask for level, mask in live.items()}
+        for recompute in (False, True):
+            found = []
+            for values in (stored, Corrupted(tokens=corrupted)):
+                gates = {level: z.clone().requires_grad_() for level, z in drawn.items()}
+                logits = any_model.gated_logits(clean, gates, values, shrunk=shrunk, recompute=recompute)
+                logits.square().sum().backward()
+                found.append({"logits": logits.detach(), **{level: gates[level].grad for level in any_model.nodes.levels}})
+            for name, whole in found[0].items():
+                torch.testing.assert_close(found[1][name], whole, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_remembered_begins_where_prompts_differ(tmp_path: Path) -> None:
+    problem = make_problem(same=4)
+    cache = TrainingCache(problem, config(), tmp_path)
+    everything = problem.task["train"].batch(range(len(problem.task["train"])))
+    gates = {level: torch.full(problem.nodes.shape(level), 0.5, requires_grad=level != "embedding") for level in LEVELS}
+    gates["embedding"] = torch.ones(1)
+    problem.model.gated_logits(everything.clean, gates, cache.values(everything))
+    batch = problem.task["train"].batch([4, 1, 2])
+    values = cache.values(batch)
+    assert isinstance(values, Activations)
+    assert values.start >= 3
+    assert batch.corrupted is not None
+    got = problem.model.gated_logits(batch.clean, gates, values)
+    torch.testing.assert_close(got, problem.model.gated_logits(batch.clean, gates, problem.model.record(batch.corrupted)), rtol=2e-2, atol=1e-2)
