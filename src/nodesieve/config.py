@@ -99,7 +99,9 @@ class DiscoverConfig:
         default="auto",
         description="dtype of the copy that gates are learned on; auto: bfloat16 where the machine has it, else dtype; measuring is always in dtype",
     )
-    drop_below: float = Field(default=-10.0, description="log_alpha below which a node is dropped for the rest of the run")
+    drop_below: float = Field(
+        default=0.0, description="every 20 steps, nodes whose log_alpha is below this are dropped for the rest of the run; -10: none ever is"
+    )
     memory: Literal["default", "low"] = Field(
         default="default", description="low: compute each layer again in the backward pass instead of keeping what it needs there"
     )
