@@ -3,7 +3,7 @@
 Random-weight Llama shapes in float32; one size is changed at a time, the others stay at the base (bold in the table). Every point is measured as in
 step.py, each in fresh processes: `reference`, and a step in the default mode and with `--memory low`.
 
-    python benchmarks/scaling.py        # about 20 minutes on 2 cores
+    python benchmarks/scaling.py        # about 12 minutes on 2 cores
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from machine import machine, versions
 from step import HERE, in_fresh_process
 
-BASE = {"length": 64, "batch": 8, "layers": 6, "width": 384}
+BASE = {"length": 64, "batch": 4, "layers": 6, "width": 384}
 CHANGED: dict[str, tuple[int, ...]] = {
     "length": (16, 64, 256, 1024),
-    "batch": (2, 8, 32),
+    "batch": (1, 4, 16, 64),
     "layers": (3, 6, 12),
     "width": (192, 384, 768),
 }
@@ -28,7 +28,7 @@ MODES = ("reference", "default", "low")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scaling.json")
     options = parser.parse_args()
     points: list[dict[str, Any]] = []

@@ -157,7 +157,7 @@ def plain(model: Any, ids: Any, *, batch: int, steps: int, backward: bool) -> li
     return took
 
 
-def learn(model: Any, ids: Any, *, batch: int, steps: int, mode: str, live: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def learn(model: Any, ids: Any, *, batch: int, steps: int, mode: str, live: dict[str, Any] | None = None, **others: Any) -> list[dict[str, Any]]:
     """The history of a run of `steps` steps, after which it would look at validation data; `live`: shares of nodes that are not dropped, by layer."""
     import torch
 
@@ -181,7 +181,7 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int, mode: str, live: dict
     options["memory"] = "low" if mode == "low" else "default"
     options["cache_limit"] = 1.01 * half * model.config.vocab_size * 4 / 1e9 if mode == "uncached" else 100.0
     even_start = {"log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}  # no pass for Fisher information: a step is what is measured
-    config = make_config({**options, **even_start})
+    config = make_config({**options, **even_start, **others})
     gated = GatedModel(model)
     journal = Beginning(None if live is None else partly_dropped(config, gated.nodes, live))
     multigranular(Problem(gated, task, ablation="counterfactual"), config, journal)
