@@ -70,7 +70,7 @@ def main() -> None:
     for model in models:
         rows = {mode: in_fresh_process(model, mode, batch=options.batch, length=options.length, steps=steps) for mode in MODES}
         reference = rows["reference"]
-        ratios = {f"{what}_{mode}": rows[mode][what] / reference[what] for mode in MODES for what in ("time", "memory")}
+        ratios = {f"{what}_{mode}": row[what] / reference[what] for mode, row in rows.items() for what in ("time", "memory") if what in row}
         ratios["time_run_average"] = ratios.pop("time_run")
         result["models"][model] = {"measured": rows, "ratios": ratios}
         print(model, {name: round(value, 2) for name, value in ratios.items()}, flush=True)
@@ -96,6 +96,8 @@ def in_fresh_process(model: str, mode: str, **sizes: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", model, mode, *flags]
     found: dict[str, float] = {}
     for name, environment in (("memory", {**os.environ, **GIVE_BACK}), ("time", None)):
+        if (mode, name) == ("run", "memory"):
+            continue
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
         found |= {key: value for key, value in json.loads(done.stdout.splitlines()[-1]).items() if key not in ("memory", "time") or key == name}
     return found
@@ -247,8 +249,9 @@ def markdown(result: dict[str, Any]) -> str:
         for mode, row in entry["measured"].items():
             ratios = entry["ratios"] | {"time_run": entry["ratios"]["time_run_average"]}
             times = f"{row['time']:.2f} | {ratios[f'time_{mode}']:.2f}"
+            memory = f"{row['memory'] / 1e9:.2f} | {ratios[f'memory_{mode}']:.2f}" if "memory" in row else " | "
             cache = f"{row['cache_bytes'] / 1e9:.2f}" if row.get("cache_bytes") else ""
-            lines.append(f"| {model} | {mode} | {times} | {row['memory'] / 1e9:.2f} | {ratios[f'memory_{mode}']:.2f} | {cache} |")
+            lines.append(f"| {model} | {mode} | {times} | {memory} | {cache} |")
     shown = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return "\n".join([*lines, "", f"Batch {result['batch']} x {result['length']} tokens. Machine: {result['machine']}. Versions: {shown}."]) + "\n"
 

@@ -58,6 +58,24 @@ def test_layer_by_layer_beside_the_corrupted_prompts_gives_the_same_gradients(an
             torch.testing.assert_close(again[name], plain)
 
 
+def test_a_last_layer_that_works_at_the_answer_alone_changes_nothing(any_model: GatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
+    generator = torch.Generator().manual_seed(2)
+    drawn = {level: torch.rand(any_model.nodes.shape(level), generator=generator) for level in LEVELS}
+    found = []
+    for alone in (True, False):
+        if not alone:
+            monkeypatch.setattr(any_model, "_answer_alone", lambda tokens: False)
+        for values in (any_model.record(corrupted), Corrupted(tokens=corrupted)):
+            gates = {level: z.clone().requires_grad_() for level, z in drawn.items()}
+            logits = any_model.gated_logits(clean, gates, values)
+            logits.square().sum().backward()
+            found.append({"logits": logits.detach(), **{level: gates[level].grad for level in any_model.nodes.levels}})
+    for name, whole in found[-1].items():
+        for other in found[:-1]:
+            torch.testing.assert_close(other[name], whole)
+
+
 def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:
     everything = Circuit.whole(any_model.nodes)
     count = count_parameters(everything, any_model.architecture)

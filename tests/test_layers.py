@@ -17,6 +17,7 @@ ORDER = [
     "console",
     "report",
     "discovery",
+    "controls",
     "evaluation",
     "run",
     "select",

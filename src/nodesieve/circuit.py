@@ -6,6 +6,7 @@ attention block with no open head, an MLP block with no open neuron and no open 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,6 +54,14 @@ class Circuit:
     def size(self) -> float:
         """Kept leaves / all leaves."""
         return sum(self.kept(level) for level in LEAVES) / sum(self.nodes.count(level) for level in LEAVES)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the masks: two circuits have the same one iff they keep the same nodes."""
+        digest = hashlib.sha256()
+        for level in LEVELS:
+            digest.update(bytes(self.masks[level].flatten().byte().tolist()))
+        return digest.hexdigest()
 
     def names(self, level: str) -> list[str]:
         """Canonical names of the kept nodes of one level, in order."""

@@ -5,6 +5,7 @@ Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import warnings
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 import click
 
 from nodesieve import __version__
-from nodesieve.config import DiscoverConfig, choices, make_config
+from nodesieve.config import AblationName, DiscoverConfig, choices, make_config
 from nodesieve.errors import UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
 
@@ -215,22 +216,74 @@ _RUN = click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
 @click.option("--model", help="the model, where it has moved since the run")
 @click.option("--device", help="torch device; by default the run's own")
+@click.option("--ablation", type=click.Choice(choices(AblationName)), help="what closed nodes hold; by default as in the run")
+@click.option("--controls", "with_controls", is_flag=True, help="measure random, complementary and smaller circuits beside it; see docs/evidence.md")
+@click.option("--draws", default=100, show_default=True, type=click.IntRange(1), help="random circuits of each kind, for --controls")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def evaluate(directory: Path, task: str | None, split: Any, model: str | None, device: str | None, as_json: bool) -> None:
+def evaluate(
+    directory: Path,
+    task: str | None,
+    split: Any,
+    model: str | None,
+    device: str | None,
+    ablation: Any,
+    with_controls: bool,
+    draws: int,
+    as_json: bool,
+) -> None:
     """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
     import json
 
-    from nodesieve.console import print_evaluation
-    from nodesieve.evaluation import evaluate as measure
+    from nodesieve.console import print_controls, print_evaluation
+    from nodesieve.controls import summary
+    from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.run import load_run
 
     run = load_run(directory)
     loaded, examples = _model_and_task(run, task=task, model=model, device=device)
-    evaluation = measure(loaded, examples, run, splits=(split,))
+    problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
+    evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
+    title = f"{directory} on {examples.name}, {split} data, {problem.ablation_name} ablation"
+    shown = {name: getattr(evaluation, name) for name in ("full", "circuit", "ablated", "intervals")}
+    if not as_json:
+        print_evaluation(evaluation, title=title)
+    if with_controls:
+        found = summary(_controls(directory, run, problem, split, draws=draws, quiet=as_json))
+        shown["controls"] = found
+        if not as_json:
+            print_controls(found, title="other circuits, measured alike")
     if as_json:
-        print(json.dumps({"task": examples.name, "full": evaluation.full, "circuit": evaluation.circuit, "ablated": evaluation.ablated}, indent=2))
-    else:
-        print_evaluation(evaluation, title=f"{directory} on {examples.name}, {split} data")
+        print(json.dumps({"task": examples.name, "ablation": problem.ablation_name, **shown}, indent=2))
+
+
+def _controls(directory: Path, run: Run, problem: Any, split: Any, *, draws: int, quiet: bool) -> Any:
+    """Measure the controls, going on from the file of an earlier call that was stopped."""
+    import json
+
+    from nodesieve.console import ConsoleJournal
+    from nodesieve.controls import run_controls
+    from nodesieve.run import write_json
+
+    task = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
+    path = directory / f"controls-{task}-{split}-{problem.ablation_name}.json"
+    of = {"circuit": run.circuit.fingerprint, "examples": len(problem.task[split])}
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        done = kept["groups"] if {name: kept[name] for name in of} == of else {}
+    except FileNotFoundError:
+        done = {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"expected controls of an earlier call, could not read {str(path)!r}: {error}; remove it to start anew") from error
+
+    def save(found: Any) -> None:
+        write_json(path, {**of, "groups": found})
+
+    with ConsoleJournal(directory, quiet=quiet) as journal:
+        try:
+            return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
+        except KeyboardInterrupt:
+            print(f"stopped; what was measured is in {path}; the same command goes on", file=sys.stderr)
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
 def _model_and_task(run: Run, *, task: str | None, model: str | None, device: str | None) -> tuple[Any, Any]:

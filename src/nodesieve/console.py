@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from nodesieve.run import RunJournal
 
 if TYPE_CHECKING:
     from nodesieve.architectures import Architecture
-    from nodesieve.evaluation import Evaluation, Metrics
+    from nodesieve.evaluation import Evaluation, Intervals, Metrics
     from nodesieve.run import Run
 
 SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "outputs"}
@@ -73,7 +74,8 @@ def print_summary(run: Run) -> None:
     """The table at the end of a run: full model, circuit, everything ablated; nodes by level; parameters, time, memory."""
     console = Console()
     metrics = run.metrics
-    _metrics_table(console, "test data", [metrics[part]["test"] for part in ("full", "circuit", "ablated")])
+    columns = [metrics[part]["test"] for part in ("full", "circuit", "ablated")]
+    _metrics_table(console, "test data", columns, metrics["intervals"]["test"])
     table = Table(title="nodes kept", title_justify="left", box=None)
     for heading in ("level", "kept", "of", "share"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
@@ -93,7 +95,22 @@ def print_summary(run: Run) -> None:
 
 def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
     (split,) = evaluation.circuit
-    _metrics_table(Console(), title, [evaluation.full[split], evaluation.circuit[split], evaluation.ablated[split]])
+    columns = [evaluation.full[split], evaluation.circuit[split], evaluation.ablated[split]]
+    _metrics_table(Console(), title, columns, evaluation.intervals[split])
+
+
+def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
+    """One line a group of other circuits, from `nodesieve.controls.summary`."""
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("", "circuits", "KL, mean", "lowest", "highest", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for group, row in found.items():
+        remark = f"p = {row['p']:.3f}" if "p" in row else ""
+        if "cheapest" in row:
+            remark = f"{row['free']} cost nothing; cheapest: {row['cheapest']} ({row['added_by_cheapest']:+.4f})"
+        numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
+        table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
+    Console().print(table)
 
 
 def print_levels(architecture: Architecture, *, title: str) -> None:
@@ -115,12 +132,14 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
     Console().print(table)
 
 
-def _metrics_table(console: Console, title: str, columns: list[Metrics]) -> None:
+def _metrics_table(console: Console, title: str, columns: list[Metrics], intervals: Intervals) -> None:
     table = Table(title=title, title_justify="left", box=None)
-    for heading in ("", "full model", "circuit", "all ablated"):
+    for heading in ("", "full model", "circuit", "95% interval", "all ablated"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name in columns[1]:
-        table.add_row(name, *[_number(column.get(name)) for column in columns])
+        full, circuit, ablated = (_number(column.get(name)) for column in columns)
+        ends = intervals.get(name)
+        table.add_row(name, full, circuit, "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}", ablated)
     console.print(table)
 
 

@@ -26,7 +26,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.levels import LEAVES
 from nodesieve.nodes import NodeSpace
 
-OBSERVE_EVERY = 2  # steps
+OBSERVE_EVERY = 4  # steps
 
 
 class Controller(Protocol):
@@ -54,7 +54,7 @@ class Controller(Protocol):
 class _Smoothed:
     """Running means of the KL, a fast and a slow one; their difference says where it is heading."""
 
-    FAST, SLOW = 0.15, 0.05
+    FAST, SLOW = 1 - 0.85 ** (OBSERVE_EVERY / 2), 1 - 0.95 ** (OBSERVE_EVERY / 2)
 
     def __init__(self) -> None:
         self.fast = self.slow = math.nan

@@ -116,6 +116,7 @@ def _metrics(problem: Problem, selection: Selection, evaluation: Evaluation, con
         "full": evaluation.full,
         "circuit": evaluation.circuit,
         "ablated": evaluation.ablated,
+        "intervals": evaluation.intervals,
         "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": selection.kl_upper},
         "steps": steps,
         "seconds": seconds,

@@ -3,6 +3,7 @@
 `kl` is KL(full || circuit) in nats at the answer position, `kl_p95` its 95th percentile over examples; `exact_match` says how often both give the
 same top token; `faithfulness` is (m(circuit) - m(ablated)) / (m(full) - m(ablated)) with m the mean logit difference. Metrics that need distractors
 are means over the examples that have some, None where none has. "Ablated" closes every node but the embedding, under the problem's own ablation.
+`intervals` are 95% bootstrap intervals over examples: what another draw of as many test examples might have given, for this circuit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.circuit import Circuit
+from nodesieve.config import AblationName
 from nodesieve.errors import UserError
 from nodesieve.metrics import EXTRA_METRICS, faithfulness, kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
@@ -22,38 +24,60 @@ from nodesieve.run import Run
 from nodesieve.tasks.base import SplitName, Task
 
 Metrics = dict[str, float | None]
+Intervals = dict[str, tuple[float, float] | None]
+CONFIDENCE = 0.95
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over the examples of each split: of the full model, the circuit, and everything ablated."""
+    """Means over the examples of each split: of the full model, the circuit, and everything ablated; and [low, high] of the circuit's."""
 
     full: dict[str, Metrics]
     circuit: dict[str, Metrics]
     ablated: dict[str, Metrics]
+    intervals: dict[str, Intervals]
 
 
-def evaluate(loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",)) -> Evaluation:
-    """Measure a run's circuit on `task`, which may be another than the one it was found on, under the run's own ablation.
+def evaluate(
+    loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
+) -> Evaluation:
+    """Measure a run's circuit on `task`, which may be another than the one it was found on.
+
+    Args:
+        ablation: another than the run's own.
 
     Raises:
         UserError: the run was made on a model of other sizes, or the task cannot be used.
     """
-    problem = make_problem(loaded, task, replace(run.config, force=True), splits=splits)
+    return evaluate_circuit(problem_of(loaded, task, run, splits=splits, ablation=ablation), run.circuit, splits=splits)
+
+
+def problem_of(
+    loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
+) -> Problem:
+    """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
+    problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation or run.config.ablation), splits=splits)
     if run.circuit.nodes != problem.nodes:
         raise UserError(f"expected a circuit of this model, which has {problem.nodes}, got one of a model that has {run.circuit.nodes}")
-    return evaluate_circuit(problem, run.circuit, splits=splits)
+    return problem
 
 
 def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[SplitName] = ("test",)) -> Evaluation:
     """Measure a circuit on `splits`; the full model and the ablated one are measured beside it, in the same pass."""
-    result = Evaluation(full={}, circuit={}, ablated={})
+    result = Evaluation(full={}, circuit={}, ablated={}, intervals={})
     for split in splits:
-        full, own, ablated = _measure(problem, [circuit, ablated_circuit(problem)], split)
-        for metrics in (own, ablated):
-            metrics["faithfulness"] = _faithfulness(metrics, full, ablated)
-        result.full[split], result.circuit[split], result.ablated[split] = full, own, ablated
+        rows = full, own, ablated = _measure(problem, [circuit, ablated_circuit(problem)], split)
+        result.full[split], result.circuit[split], result.ablated[split] = (_means(values) for values in rows)
+        for values, metrics in ((own, result.circuit[split]), (ablated, result.ablated[split])):
+            metrics["faithfulness"] = _faithfulness(*(row["logit_diff"].nanmean(0, keepdim=True) for row in (values, full, ablated)))[0]
+        result.intervals[split] = _intervals(full, own, ablated)
     return result
+
+
+def measure_circuits(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> list[Metrics]:
+    """The metrics of several circuits from one pass over the split, without faithfulness."""
+    return [_means(values) for values in _measure(problem, circuits, split)[1:]]
 
 
 def ablated_circuit(problem: Problem) -> Circuit:
@@ -62,37 +86,48 @@ def ablated_circuit(problem: Problem) -> Circuit:
     return Circuit.of({**closed, "embedding": torch.ones(1, dtype=torch.bool)}, problem.nodes)
 
 
-def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> tuple[Metrics, ...]:
-    """Metrics of the full model and of each circuit, from one pass over the split."""
+def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> tuple[dict[str, Tensor], ...]:
+    """Of the full model and of each circuit, each metric of every example, (n,); NaN where an example has no distractor."""
     full_logits = problem.full_logits(split)
-    has_distractors = any(example.distractors for example in problem.task[split].examples)
     rows: list[dict[str, list[Tensor]]] = [{} for _ in range(1 + len(circuits))]
     for batch, circuit_logits in problem.circuit_logits(circuits, split):
         full = full_logits[batch.index]
         for row, logits in zip(rows, [full, *circuit_logits], strict=True):
-            values: dict[str, Tensor] = {}
+            difference = logit_difference(logits, batch)
+            values = {"logit_diff": difference, "accuracy": torch.where(difference.isnan(), difference, (difference > 0).float())}
             if logits is not full:
-                values |= {"kl": kl_divergence(full, logits), "exact_match": (logits.argmax(-1) == full.argmax(-1)).float()}
-            if has_distractors:
-                difference = logit_difference(logits, batch)
-                values |= {"logit_diff": difference, "accuracy": torch.where(difference.isnan(), difference, (difference > 0).float())}
-                values |= {name: EXTRA_METRICS[name](logits, batch) for name in problem.task.metrics}
+                values = {"kl": kl_divergence(full, logits), "exact_match": (logits.argmax(-1) == full.argmax(-1)).float(), **values}
+            values |= {name: EXTRA_METRICS[name](logits, batch) for name in problem.task.metrics}
             for name, value in values.items():
                 row.setdefault(name, []).append(value)
-    return tuple(_means({name: torch.cat(parts).double() for name, parts in row.items()}, has_distractors) for row in rows)
+    return tuple({name: torch.cat(parts).double().cpu() for name, parts in row.items()} for row in rows)
 
 
-def _means(values: dict[str, Tensor], has_distractors: bool) -> Metrics:
-    means: Metrics = {name: float(value.nanmean()) for name, value in values.items()}
+def _means(values: dict[str, Tensor]) -> Metrics:
+    means: Metrics = {name: None if bool(value.isnan().all()) else float(value.nanmean()) for name, value in values.items()}
     if "kl" in values:
         means["kl_p95"] = float(values["kl"].quantile(0.95))
-    if not has_distractors:
-        means |= {"logit_diff": None, "accuracy": None}
     return means
 
 
-def _faithfulness(metrics: Metrics, full: Metrics, ablated: Metrics) -> float | None:
-    circuit_m, full_m, ablated_m = metrics["logit_diff"], full["logit_diff"], ablated["logit_diff"]
-    if circuit_m is None or full_m is None or ablated_m is None:
-        return None
-    return faithfulness(circuit=circuit_m, full=full_m, ablated=ablated_m)
+def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor]) -> Intervals:
+    """Percentile bootstrap; a resample takes the same examples of all three."""
+    count = len(own["kl"])
+    draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+    resampled = {name: value[draws].nanmean(-1) for name, value in own.items()}
+    resampled["kl_p95"] = own["kl"][draws].quantile(0.95, dim=-1)
+    resampled["faithfulness"] = torch.tensor(
+        [float("nan") if x is None else x for x in _faithfulness(*(row["logit_diff"][draws].nanmean(-1) for row in (own, full, ablated)))]
+    )
+    ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
+    found: Intervals = {}
+    for name, means in resampled.items():
+        low, high = means.double().nanquantile(ends).tolist()
+        found[name] = None if low != low else (low, high)
+    return found
+
+
+def _faithfulness(circuit: Tensor, full: Tensor, ablated: Tensor) -> list[float | None]:
+    """Of mean logit differences, (k,) each."""
+    rows = zip(circuit.tolist(), full.tolist(), ablated.tolist(), strict=True)
+    return [None if any(x != x for x in row) else faithfulness(circuit=row[0], full=row[1], ablated=row[2]) for row in rows]

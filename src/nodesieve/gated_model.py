@@ -122,12 +122,14 @@ class GatedModel:
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
                 return self._in_lockstep(tokens, gatings, values, shrunk, recompute)
             values = self.record(values.tokens)
-        with self._activations_in_one() if torch.is_grad_enabled() and gatings[0].learns else nullcontext():
-            first = self._gated(tokens, gatings[0], values, shrunk, recompute)
+        learning = torch.is_grad_enabled() and gatings[0].learns
+        alone = learning and self._answer_alone(tokens)
+        with self._activations_in_one() if learning else nullcontext():
+            first = self._gated(tokens, gatings[0], values, shrunk, recompute=recompute, answer_alone=alone)
             with torch.no_grad():
-                return [first, *(self._gated(tokens, gating, values, shrunk, recompute=False) for gating in gatings[1:])]
+                return [first, *(self._gated(tokens, gating, values, shrunk, recompute=False, answer_alone=alone) for gating in gatings[1:])]
 
-    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, shrunk: Shrunk | None, recompute: bool) -> Tensor:
+    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, shrunk: Shrunk | None, *, recompute: bool, answer_alone: bool) -> Tensor:
         @contextmanager
         def at_places(layers: Sequence[int] | None = None) -> Iterator[None]:
             edit, route = partial(gating.edit, values), partial(gating.route, values)
@@ -135,7 +137,17 @@ class GatedModel:
             with ExitStack() as stack:
                 if shrunk is not None:
                     stack.enter_context(shrunk.layers(range(self.nodes.layers) if layers is None else layers, values))
-                stack.enter_context(hooked(self.architecture.places, edit, route, rows=len(tokens.input_ids), layers=layers, embedding=embedding))
+                stack.enter_context(
+                    hooked(
+                        self.architecture.places,
+                        edit,
+                        route,
+                        rows=len(tokens.input_ids),
+                        layers=layers,
+                        embedding=embedding,
+                        answer_alone=answer_alone,
+                    )
+                )
                 yield
 
         with self._frozen():
@@ -148,12 +160,21 @@ class GatedModel:
         layers = [places.layer for places in self.architecture.places]
 
         def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-            return hooked(self.architecture.places, streams.edit, streams.route, rows=len(tokens.input_ids), layers=layers, embedding=False)
+            return hooked(
+                self.architecture.places,
+                streams.edit,
+                streams.route,
+                rows=len(tokens.input_ids),
+                layers=layers,
+                embedding=False,
+                answer_alone=alone,
+            )
 
         def anew(layer: int) -> AbstractContextManager[None]:
             return self._again(at_places([layer]))
 
         learning = torch.is_grad_enabled() and gatings[0].learns
+        alone = learning and values.keep is None and self._answer_alone(tokens)
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
             start = self.start(tokens, values.tokens) if learning and values.keep is None else 0
             prefix = self._read_prefix(tokens, start, shrunk)
@@ -208,6 +229,23 @@ class GatedModel:
             plain = self._run(tokens)
             apart = self._run(tokens, self._read_prefix(tokens, 4))
             return bool((plain - apart).abs().max() <= self._tolerance * plain.std())
+        return False
+
+    def _answer_alone(self, tokens: Tokens) -> bool:
+        """May the last layer work at the last position only? Not where answers are elsewhere, or the model minds."""
+        return bool((tokens.last == tokens.input_ids.shape[1] - 1).all()) and self._minds_no_broadcast
+
+    @cached_property
+    def _minds_no_broadcast(self) -> bool:
+        """Found out by trying; experts are left out."""
+        tokens, recorder = self._random_tokens(0), Recorder()
+        if self.architecture.places[-1].experts is not None:
+            return False
+        with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            plain = self._run(tokens)
+            with hooked(self.architecture.places, recorder.edit, recorder.route, rows=2, embedding=False, answer_alone=True):
+                alone = self._run(tokens)
+            return bool((plain - alone).abs().max() <= self._tolerance * plain.std())
         return False
 
     def _random_tokens(self, seed: int) -> Tokens:

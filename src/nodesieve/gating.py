@@ -44,6 +44,8 @@ class Gating:
         """x (B, T, size of the place) with its gates; of a shrunk place, z * (x - a) of what is left of it."""
         a = values.embedding if place == "embedding" else getattr(values, place)[layer]
         assert a is not None
+        if a.dim() == 3 and a.shape[1] > x.shape[1]:
+            a = a[:, -x.shape[1] :]  # where only the last positions are computed
         z = self.at(place, layer)
         live = self._live[place][layer] if place in self._live else None
         if live is not None:

@@ -19,12 +19,21 @@ Route = Callable[[int, Routed], tuple[Tensor, Tensor | None]]
 
 @contextmanager
 def hooked(
-    places: Sequence[LayerPlaces], edit: Edit, route: Route, *, rows: int, layers: Sequence[int] | None = None, embedding: bool = True
+    places: Sequence[LayerPlaces],
+    edit: Edit,
+    route: Route,
+    *,
+    rows: int,
+    layers: Sequence[int] | None = None,
+    embedding: bool = True,
+    answer_alone: bool = False,
 ) -> Iterator[None]:
     """Watch or change the places of all layers, or of some; `embedding`: the residual stream that enters layer 0 too.
 
     Args:
         rows: examples of the batch; some MLPs see its positions as rows.
+        answer_alone: the last layer projects and runs its MLP at the last position only; what it writes there is added to all positions, of which
+            only that one is read.
     """
 
     def unflattened(place: str, layer: int, x: Tensor) -> Tensor:
@@ -57,6 +66,9 @@ def hooked(
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
 
+        if answer_alone and (layers is None or len(places) - 1 in layers):
+            for module in (places[-1].attention_projection, *places[-1].mlp_inputs):
+                stack.callback(module.register_forward_pre_hook(_last_position).remove)
         if embedding:
             on_input(places[0].layer, "embedding", 0)
         for number in range(len(places)) if layers is None else layers:
@@ -69,6 +81,10 @@ def hooked(
                 on_experts(at.experts, number)
             on_output(at.mlp_write, "mlp_write", number)
         yield
+
+
+def _last_position(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0][:, -1:], *args[1:]) if args[0].dim() == 3 else args
 
 
 def _edit_input(args: tuple[Any, ...], kwargs: dict[str, Any], place: str, layer: int, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:

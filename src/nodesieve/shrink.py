@@ -192,7 +192,7 @@ def _closed_write(projection: nn.Module, place: str, layer: int, values: Activat
     if isinstance(held, dict) and held[layer].dim() == 1:  # one vector for all prompts
         constant: Tensor = projection.forward(held[layer].unsqueeze(0))
         return lambda out: out + constant.reshape(-1)
-    return lambda out: out + writes[layer].reshape(out.shape)
+    return lambda out: out + (writes[layer][:, -out.shape[1] :] if out.dim() == 3 else writes[layer].reshape(out.shape))
 
 
 # (gates, cut weights or none) -> logits of some prompts

@@ -1,0 +1,208 @@
+"""What a reviewer would ask of a circuit. Each control measures other circuits on the same examples; `run_controls` takes them one after another.
+
+- `random`: circuits with the same number of kept nodes at every level, drawn at random; `random_by_layer` matches the numbers of every layer as well.
+  p = (1 + hits) / (1 + n), a hit being a random circuit whose mean KL is as low.
+- `complement`: necessity. Kept head dimensions, neurons and experts are closed and the others kept; outputs and everything above are open,
+  then closed where nothing is left below.
+- `partial`: nodes outside the circuit closed independently with some probability, where the circuit itself closes all of them. A circuit whose
+  score rests on errors that cancel does worse with part of its complement open than with none; mean and worst of the draws.
+- `minimality`: each kept block and head, and each tenth of the kept neurons by score, closed alone; what that adds to the KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nodesieve.batches import mix
+from nodesieve.circuit import Circuit
+from nodesieve.evaluation import measure_circuits
+from nodesieve.journal import Journal
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import NodeSpace, up_to
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores
+from nodesieve.tasks.base import SplitName
+
+AT_ONCE = 4  # circuits that share a pass over the corrupted prompts
+ABLATED_WITH = (0.5, 0.75, 0.9)
+DECILES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One other circuit: the group that it belongs to, its name there, and how to make it."""
+
+    group: str
+    name: str
+    make: Callable[[], Circuit]
+
+
+def controls(circuit: Circuit, scores: Scores, *, draws: int = 100, partial_draws: int = 32, seed: int = 0) -> Iterator[Control]:
+    """All other circuits that `circuit` is to be compared with; each is a function of the circuit, its name and the seed."""
+    for by_layer, group in ((False, "random"), (True, "random_by_layer")):
+        for i in range(draws):
+            yield Control(group=group, name=str(i), make=partial(random_circuit, circuit, by_layer=by_layer, seed=mix(seed, i, 5)))
+    yield Control(group="complement", name="complement", make=partial(complement, circuit))
+    for p in ABLATED_WITH:
+        for i in range(partial_draws):
+            yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(seed, i, 7)))
+    for name, closed in _parts(circuit, scores):
+        yield Control(group="minimality", name=name, make=partial(without, circuit, closed))
+
+
+def run_controls(
+    problem: Problem,
+    circuit: Circuit,
+    scores: Scores,
+    *,
+    split: SplitName = "test",
+    draws: int = 100,
+    partial_draws: int = 32,
+    seed: int = 0,
+    done: Mapping[str, Mapping[str, Any]] | None = None,
+    save: Callable[[dict[str, dict[str, Any]]], None] = lambda found: None,
+    journal: Journal | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measure the controls -> by group, by name, the metrics of each.
+
+    Args:
+        done: what an earlier call had found; it is not measured again.
+        save: told what there is after every few circuits.
+
+    Raises:
+        KeyboardInterrupt: `journal.stopping` was set; what is there has been saved.
+    """
+    journal = journal or Journal()
+    found: dict[str, dict[str, Any]] = {group: dict(rows) for group, rows in (done or {}).items()}
+    found.setdefault("circuit", {})["circuit"] = measure_circuits(problem, [circuit], split)[0]
+    planned = list(controls(circuit, scores, draws=draws, partial_draws=partial_draws, seed=seed))
+    left = [control for control in planned if control.name not in found.get(control.group, {})]
+    for start in range(0, len(left), AT_ONCE):
+        some = left[start : start + AT_ONCE]
+        for control, metrics in zip(some, measure_circuits(problem, [control.make() for control in some], split), strict=True):
+            found.setdefault(control.group, {})[control.name] = metrics
+        save(found)
+        journal.progress(len(planned) - len(left) + start + len(some), len(planned))
+        if journal.stopping:
+            raise KeyboardInterrupt
+    return found
+
+
+def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By group: how many, mean, lowest and highest KL; p where circuits are random; the cheapest part to close where each is closed alone."""
+    own = found["circuit"]["circuit"]["kl"]
+    result: dict[str, dict[str, Any]] = {}
+    for group, rows in found.items():
+        kls = {name: row["kl"] for name, row in rows.items()}
+        values = list(kls.values())
+        result[group] = {"count": len(values), "kl_mean": sum(values) / len(values), "kl_min": min(values), "kl_max": max(values)}
+        if group.startswith("random"):
+            hits = sum(kl <= own for kl in values)
+            result[group] |= {"hits": hits, "p": (1 + hits) / (1 + len(values))}
+        if group == "minimality":
+            result[group] |= {
+                "cheapest": min(kls, key=kls.__getitem__),
+                "added_by_cheapest": min(values) - own,
+                "free": sum(kl <= own for kl in values),
+            }
+    return result
+
+
+def random_circuit(circuit: Circuit, *, by_layer: bool, seed: int) -> Circuit:
+    """As many kept nodes at every level as `circuit` has, or in every layer with `by_layer`, drawn at random from the top down under kept parents.
+
+    Each kept parent gets a child first, so that closing changes nothing and the numbers are those of `circuit`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    nodes = circuit.nodes
+    layers = range(nodes.layers)
+    kinds = [[layer for layer in layers if (layer in nodes.expert_layers) == routes] for routes in (False, True)]
+    strata = [[layer] for layer in layers] if by_layer else [kind for kind in kinds if kind]
+    kept: dict[str, Tensor] = {"embedding": circuit.masks["embedding"]}
+    for name, level in LEVELS.items():
+        if name == "embedding":
+            continue
+        own, parent = circuit.masks[name], level.parent
+        allowed = nodes.present(name) if parent is None else nodes.present(name) & up_to(own, kept[parent])
+        first = _one_for_each_parent(name, kept, allowed, generator)
+        kept[name] = torch.zeros_like(own)
+        for rows in strata:
+            kept[name][rows] = _draw(int(own[rows].sum()), allowed[rows], first[rows], generator)
+    return Circuit.of(kept, nodes)
+
+
+def _one_for_each_parent(name: str, kept: Mapping[str, Tensor], allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """A child of each kept parent, where it must have one at this level: a layer needs one of its two blocks."""
+    parent = LEVELS[name].parent
+    if parent is None or name == "attention_block":
+        return torch.zeros_like(allowed)
+    if name == "mlp_block":
+        return allowed & ~kept["attention_block"]
+    families = allowed.reshape(*kept[parent].shape, -1)
+    ranks = torch.rand(families.shape, generator=generator).masked_fill(~families, -1.0)
+    if not families.shape[-1]:
+        return torch.zeros_like(allowed)
+    picked = torch.zeros_like(families).scatter_(-1, ranks.argmax(-1, keepdim=True), value=True) & families
+    return picked.reshape(allowed.shape)
+
+
+def _draw(count: int, allowed: Tensor, first: Tensor, generator: torch.Generator) -> Tensor:
+    """`count` of the allowed entries, those of `first` before others."""
+    ranks = torch.rand(allowed.shape, generator=generator) + first
+    ranks = ranks.masked_fill(~allowed, -1.0).flatten()
+    chosen = torch.zeros(ranks.shape, dtype=torch.bool)
+    chosen[ranks.topk(min(count, int(allowed.sum()))).indices] = True
+    return chosen.reshape(allowed.shape)
+
+
+def complement(circuit: Circuit) -> Circuit:
+    """The leaves that `circuit` does not keep, everything else open."""
+    nodes = circuit.nodes
+    kept = {level: ~circuit.masks[level] if level in LEAVES else nodes.present(level) for level in LEVELS}
+    return Circuit.of(kept, nodes)
+
+
+def partly_ablated(circuit: Circuit, probability: float, *, seed: int) -> Circuit:
+    """Nodes outside `circuit` closed with `probability` each; those above a node that stays open are open."""
+    generator = torch.Generator().manual_seed(seed)
+    nodes = circuit.nodes
+    kept = {level: nodes.present(level) for level in LEVELS}
+    for level in (*LEAVES, "mlp_output"):
+        spared = torch.rand(nodes.shape(level), generator=generator) >= probability
+        kept[level] = (circuit.masks[level] | spared) & nodes.present(level)
+    return Circuit.of(kept, nodes)
+
+
+def without(circuit: Circuit, closed: Mapping[str, Tensor]) -> Circuit:
+    return Circuit.of({level: mask & ~closed[level] if level in closed else mask for level, mask in circuit.masks.items()}, circuit.nodes)
+
+
+def _parts(circuit: Circuit, scores: Scores) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each kept block and head, each tenth of the kept neurons by score: by name, what to close."""
+    nodes = circuit.nodes
+    for level in ("attention_block", "mlp_block", "head"):
+        for index in circuit.masks[level].nonzero().tolist():
+            yield nodes.name(level, tuple(index)), {level: _only(nodes, level, tuple(index))}
+    for level in ("mlp_neuron", "expert"):
+        kept = circuit.masks[level].nonzero()
+        if level not in scores.levels or not len(kept):
+            continue
+        order = scores.values[level][circuit.masks[level]].argsort()
+        for number, part in enumerate(order.tensor_split(DECILES)):
+            if not len(part):
+                continue
+            mask = torch.zeros(nodes.shape(level), dtype=torch.bool)
+            mask[tuple(kept[part].unbind(-1))] = True
+            yield f"{level}.decile.{number}", {level: mask}
+
+
+def _only(nodes: NodeSpace, level: str, index: tuple[int, ...]) -> Tensor:
+    mask = torch.zeros(nodes.shape(level), dtype=torch.bool)
+    mask[index] = True
+    return mask

@@ -1,0 +1,135 @@
+"""Controls: the right other circuits, measured alike; stopped and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nodesieve import controls
+from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig
+from nodesieve.controls import complement, partly_ablated, random_circuit, run_controls, summary, without
+from nodesieve.evaluation import evaluate_circuit
+from nodesieve.journal import Journal
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import NodeSpace
+from nodesieve.problem import Problem, make_problem
+from nodesieve.scores import Scores
+from planted import PLANTED, planted_model, planted_task
+
+SPACES = {
+    "dense": NodeSpace(layers=5, heads=4, head_dim=6, neurons=20, width=10),
+    "mixed": NodeSpace(layers=5, heads=4, head_dim=6, neurons=20, width=10, experts=4, expert_layers=frozenset({1, 3})),
+}
+
+
+def some_circuit(nodes: NodeSpace, seed: int = 0, share: float = 0.5) -> Circuit:
+    generator = torch.Generator().manual_seed(seed)
+    return Circuit.of({level: torch.rand(nodes.shape(level), generator=generator) < share for level in LEVELS}, nodes)
+
+
+@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+def test_random_circuits_have_the_same_counts(space: str, by_layer: bool, share: float) -> None:
+    nodes = SPACES[space]
+    for seed in range(20):
+        circuit = some_circuit(nodes, seed, share)
+        other = random_circuit(circuit, by_layer=by_layer, seed=seed)
+        assert {level: other.kept(level) for level in LEVELS} == {level: circuit.kept(level) for level in LEVELS}
+        if by_layer:
+            for level in LEVELS:
+                counts = [mask.reshape(mask.shape[0], -1).sum(-1).tolist() for mask in (circuit.masks[level], other.masks[level])]
+                assert counts[0] == counts[1], level
+    draws = {random_circuit(circuit, by_layer=by_layer, seed=seed).fingerprint for seed in range(5)}
+    assert len(draws) == 5
+    assert random_circuit(circuit, by_layer=by_layer, seed=3).fingerprint == random_circuit(circuit, by_layer=by_layer, seed=3).fingerprint
+
+
+def test_the_complement_shares_no_leaf_and_both_make_up_the_whole() -> None:
+    circuit = some_circuit(SPACES["dense"])
+    other = complement(circuit)
+    for level in LEAVES:
+        assert not (circuit.masks[level] & other.masks[level]).any()
+        assert circuit.kept(level) + other.kept(level) == circuit.nodes.count(level)
+
+
+def test_partly_ablated_keeps_the_circuit_and_about_the_right_share_of_the_rest() -> None:
+    nodes = NodeSpace(layers=4, heads=8, head_dim=32, neurons=500, width=50)
+    circuit = some_circuit(nodes)
+    for p in (0.0, 0.5, 0.9, 1.0):
+        other = partly_ablated(circuit, p, seed=0)
+        assert all(bool((other.masks[level] | ~circuit.masks[level]).all()) for level in LEVELS)
+        outside = ~circuit.masks["mlp_neuron"]
+        assert float(other.masks["mlp_neuron"][outside].float().mean()) == pytest.approx(1 - p, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Problem, Circuit, Scores]:
+    problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
+    masks = {level: torch.zeros(problem.nodes.shape(level), dtype=torch.bool) for level in LEVELS}
+    for level, indices in PLANTED.items():
+        for index in indices:
+            masks[level][index] = True
+    masks["embedding"] |= True
+    scores = Scores(values={level: mask.float() for level, mask in masks.items()}, nodes=problem.nodes, levels=tuple(PLANTED), threshold=0.5)
+    return problem, Circuit.of(masks, problem.nodes), scores
+
+
+def test_a_planted_circuit_stands_up_to_every_control(planted: tuple[Problem, Circuit, Scores]) -> None:
+    problem, circuit, scores = planted
+    found = run_controls(problem, circuit, scores, draws=19, partial_draws=4)
+    told = summary(found)
+    assert told["random"]["p"] == told["random_by_layer"]["p"] == pytest.approx(1 / 20)
+    assert told["complement"]["kl_mean"] > 0.2
+    assert all(told[f"partial_{p}"]["kl_max"] < 0.01 for p in (0.5, 0.75, 0.9))
+    assert told["minimality"]["added_by_cheapest"] > 0.1
+    assert told["minimality"]["free"] == 0
+    head = f"head.{'.'.join(map(str, sorted(PLANTED['head'])[0]))}"
+    mask = torch.zeros_like(circuit.masks["head"])
+    mask[sorted(PLANTED["head"])[0]] = True
+    (kl,) = problem.losses([without(circuit, {"head": mask})], "test")
+    assert found["minimality"][head]["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
+
+
+def test_stopped_controls_go_on_where_they_were(planted: tuple[Problem, Circuit, Scores]) -> None:
+    problem, circuit, scores = planted
+    whole = run_controls(problem, circuit, scores, draws=3, partial_draws=1)
+
+    class Stopping(Journal):
+        def progress(self, step: int, total: int, **facts: float) -> None:
+            self.stopping = step >= 4
+
+    saved: list[dict[str, dict[str, object]]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_controls(problem, circuit, scores, draws=3, partial_draws=1, save=lambda found: saved.append(found), journal=Stopping())
+    measured: list[int] = []
+
+    def counting(problem: Problem, circuits: list[Circuit], split: object) -> object:
+        measured.append(len(circuits))
+        return original(problem, circuits, split)
+
+    original = controls.measure_circuits
+    controls.measure_circuits = counting  # type: ignore[assignment]
+    try:
+        again = run_controls(problem, circuit, scores, draws=3, partial_draws=1, done=saved[-1])
+    finally:
+        controls.measure_circuits = original
+    assert again == whole
+    total = sum(len(rows) for rows in whole.values())
+    assert sum(measured) == total - 4  # the circuit itself once more, and what was left
+
+
+def test_intervals_hold_the_means_and_shrink_with_more_examples(planted: tuple[Problem, Circuit, Scores], tmp_path: Path) -> None:
+    problem, circuit, _ = planted
+    rough = Circuit.of({**circuit.masks, "mlp_neuron": torch.zeros_like(circuit.masks["mlp_neuron"])}, problem.nodes)
+    evaluation = evaluate_circuit(problem, rough, splits=("test",))
+    for name, value in evaluation.circuit["test"].items():
+        ends = evaluation.intervals["test"][name]
+        assert (value is None) == (ends is None)
+        if value is not None and ends is not None and name != "kl_p95":
+            assert ends[0] - 1e-9 <= value <= ends[1] + 1e-9
+    low, high = evaluation.intervals["test"]["kl"] or (0, 0)
+    assert 0 < low < high
