@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine, versions
-from step import GIVE_BACK, HERE, build, learn, peak, reset_peak, seconds_by_step
+from step import GIVE_BACK, HERE, build, learn, peak, reset_peak, typical
 
 # name -> (mode of step.py that it belongs to, what it does)
 LEVERS = {
@@ -63,14 +62,14 @@ def measure(name: str) -> dict[str, float]:
     import torch
 
     model = build("gpt2")
-    ids = torch.randint(5, model.config.vocab_size, (2 * 16 * 10, 32), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, model.config.vocab_size, (2 * 16 * 11, 32), generator=torch.Generator().manual_seed(0))
     if BASE.get(name, name) == "half differs":
         ids[-32:, :16] = ids[:32, :16]
     options = {"bfloat16": {"learning_dtype": "bfloat16"}, "gate noise": {"estimator": "pathwise"}}.get(name, {})
     PATCHES.get(name, lambda: None)()
     before = reset_peak()
-    history = learn(model, ids, batch=16, steps=10, mode=LEVERS[name][0], **options)
-    return {"time": statistics.median(seconds_by_step(history)[2:]), "memory": float(peak() - before)}
+    history = learn(model, ids, batch=16, steps=11, mode=LEVERS[name][0], **options)
+    return {"time": typical(history), "memory": float(peak() - before)}
 
 
 def _gates_by_autograd() -> None:

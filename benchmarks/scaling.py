@@ -28,7 +28,7 @@ MODES = ("reference", "default", "low")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scaling.json")
     options = parser.parse_args()
     points: list[dict[str, Any]] = []

@@ -3,14 +3,15 @@
 - `forward`: the model without gradients, logits at the answer position only;
 - `reference`: the frozen model forward and backward to the embeddings, logits at the answer position only. Everything else is a ratio to it;
 - `default`: a step of `discover --method multigranular` with all default levels, early in a run, on examples that have come up before: gated model
-  forward and backward, every other step the binary circuit, Adam. Corrupted activations and the full model's answers come from the cache;
+  forward and backward, every fourth step the binary circuit, Adam. Corrupted activations and the full model's answers come from the cache;
 - `uncached`: the same with room for the answers only: the corrupted prompts advance layer by layer beside the gated model;
 - `fresh`: on examples that never come up again: the full model's answers are computed too;
 - `low`: `default` with `--memory low`;
 - `run`: `default` at six points of a recorded run, with as many heads and neurons dropped in each layer as there, and the share of its steps
   that fill the cache counted in.
 
-All in float32 with random tokens. Time is the median of --steps steps after two that do not count (the two fill the cache). Memory is the
+All in float32 with random tokens. Time is the median of --steps steps after two that do not count (the two fill the cache), a quarter of it the
+median of the steps that measure the binary circuit. Memory is the
 high-water mark of the resident set, which Linux lets a process reset, in another process whose allocator gives freed memory back at once:
 otherwise what one mode happens to keep for later is larger than the differences between modes. The cache is a file, read and written
 piecemeal; its size is given beside.
@@ -65,7 +66,7 @@ def main() -> None:
         print(json.dumps(measure(*options.measure, batch=options.batch, length=options.length, steps=options.steps)))
         return
     models = (options.config,) if options.config else MODELS[:1] if options.quick else MODELS
-    steps = 6 if options.quick else options.steps
+    steps = 8 if options.quick else options.steps
     result: dict[str, Any] = {"machine": machine(), "versions": versions(), "batch": options.batch, "length": options.length, "models": {}}
     for model in models:
         rows = {mode: in_fresh_process(model, mode, batch=options.batch, length=options.length, steps=steps) for mode in MODES}
@@ -116,7 +117,7 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
     elif mode == "run":
         recorded = json.loads(RECORDED.read_text("utf-8"))
         histories = [learn(model, ids, **sizes, mode=mode, live=point) for point in recorded["points"]]
-        of_points = [statistics.median(seconds_by_step(history)[2:]) for history in histories]
+        of_points = [typical(history) for history in histories]
         found |= {f"time_at_{point['step']}": took for point, took in zip(recorded["points"], of_points, strict=True)}
         filling = min(seconds_by_step(histories[0])[:2]) - of_points[0]
         config = recorded["config"]
@@ -124,7 +125,7 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
         time_of_step = statistics.mean(of_points) + found["share_of_steps_that_fill"] * filling
     else:
         history = learn(model, ids, **sizes, mode=mode)
-        time_of_step = statistics.median(seconds_by_step(history)[2:])
+        time_of_step = typical(history)
         found["cache_bytes"] = history[-1]["cache_bytes"]
     return {"time": time_of_step, "memory": float(peak() - before), **found}
 
@@ -230,6 +231,15 @@ def seconds_by_step(history: list[dict[str, Any]]) -> list[float]:
     """Without the last step, which looks at validation data."""
     seconds = [row["seconds"] for row in history[:-1]]
     return [seconds[0], *(after - before for before, after in itertools.pairwise(seconds))]
+
+
+def typical(history: list[dict[str, Any]]) -> float:
+    """Seconds of a step: the median of those that measure the binary circuit and of those that do not, weighed by how often each comes."""
+    from nodesieve.controllers import OBSERVE_EVERY
+
+    took = list(zip(seconds_by_step(history), history, strict=False))[2:]
+    observing, others = ([seconds for seconds, row in took if ("kl_binary" in row) == wanted] for wanted in (True, False))
+    return statistics.median(observing) / OBSERVE_EVERY + statistics.median(others) * (1 - 1 / OBSERVE_EVERY)
 
 
 def reset_peak() -> int:

@@ -4,8 +4,8 @@
    answer is least sensitive (Fisher information, one pass over some training prompts) start nearest to closing.
 2. Each step draws gates, one sample for each example of the batch, and runs the clean prompts with closed nodes held at their ablation values.
 3. The loss is KL(full model || gated model) at the answer, plus the expected share of open gates of each level times its lambda.
-4. A controller sets how much the penalties weigh, by the KL of the binary circuit of now: on the batch at hand every other step, on
-   validation data now and then. The smallest binary circuit within the budget is remembered; a stretch of steps that leaves the budget far
+4. A controller sets how much the penalties weigh, by the KL of the binary circuit of now: on the batch at hand every fourth step,
+   on validation data now and then. The smallest binary circuit within the budget is remembered; a stretch of steps that leaves the budget far
    behind is taken back, and the way goes on from there with half the pressure.
 5. The last steps drop the penalties and only repair.
 
