@@ -25,6 +25,7 @@ from nodesieve.architectures import Architecture, LayerPlaces
 from nodesieve.nodes import LevelTensors
 
 WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
+MULTIPLE = 64  # live neurons of a layer are rounded up to one of these: odd sizes are slow to multiply and leave holes in memory
 # (live heads (n,), heads, groups of keys and values, dimensions a head) -> rows of each query, key and value projection
 Rows = Callable[[Tensor, int, int, int], list[Tensor]]
 
@@ -86,15 +87,20 @@ class Shrunk:
         for number, places in enumerate(self._places):
             swaps: list[_Swap] = []
             heads = _kept(live_heads[number], possible=cutter.heads is not None and places.attention_write is places.attention_projection)
-            entries = None
+            entries, groups = None, architecture.parameters.groups
+            if (
+                heads is not None and 2 * len(heads) >= nodes.heads + groups
+            ):  # keys and values of its own for each head would cost more than they save
+                heads = None
             if heads is not None and cutter.heads is not None:
-                rows = cutter.heads(heads, nodes.heads, architecture.parameters.groups, nodes.head_dim)
+                rows = cutter.heads(heads, nodes.heads, groups, nodes.head_dim)
                 entries = _spread(heads, nodes.head_dim)
                 swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
                 swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
             self.live["heads"].append(entries)
-            self._groups.append(None if heads is None else heads // (nodes.heads // architecture.parameters.groups))
-            neurons = _kept(live_neurons[number], possible=cutter.neurons and places.mlp_write is places.mlp_projection)
+            self._groups.append(None if heads is None else heads // (nodes.heads // groups))
+            possible = cutter.neurons and places.mlp_write is places.mlp_projection
+            neurons = _kept(live_neurons[number], possible=possible, multiple=MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1)
             if neurons is not None and places.mlp_projection is not None:
                 swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
                 swaps.append(_columns(places.mlp_projection, neurons))
@@ -144,11 +150,12 @@ class _Swap:
             self.module.__dict__.update(attributes)
 
 
-def _kept(live: Tensor, *, possible: bool) -> Tensor | None:
-    """The live entries, one at least; None where cutting is not possible or would not pay."""
-    if not possible or not len(live) or float(live.float().mean()) > WORTH_IT:
+def _kept(live: Tensor, *, possible: bool, multiple: int = 1) -> Tensor | None:
+    """The live entries, and as many others as make their number a multiple, one at least; None where cutting is not possible or would not pay."""
+    wanted = max(1, -(-int(live.sum()) // multiple)) * multiple
+    if not possible or wanted > WORTH_IT * len(live):
         return None
-    return live.nonzero().flatten() if bool(live.any()) else torch.zeros(1, dtype=torch.long, device=live.device)
+    return live.int().argsort(descending=True, stable=True)[:wanted].sort().values
 
 
 def _rows(module: nn.Module, rows: Tensor) -> _Swap:
