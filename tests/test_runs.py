@@ -338,6 +338,37 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     assert "512 train" in capsys.readouterr().out
 
 
+def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert (
+        nodesieve("discover", "--model", model_directory, "--out", out, "--method", "gate_gradient", "--keep", "0.3", "--quiet", *quick_flags()) == 0
+    )
+    assert nodesieve("evaluate", out, "--ablation", "zero", "--json") == 0
+    zero = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert zero["ablation"] == "zero"
+    assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["circuit"]["test"]["kl"] != zero["circuit"]["test"]["kl"]
+    assert set(told["intervals"]["test"]) == set(told["circuit"]["test"])
+    assert told["controls"]["random"]["count"] == told["controls"]["random_by_layer"]["count"] == 2
+    assert told["controls"]["circuit"]["kl_mean"] == pytest.approx(told["circuit"]["test"]["kl"], rel=1e-5)
+    (file,) = out.glob("controls-*.json")
+    assert file.name == "controls-ioi-test-counterfactual.json"
+    kept = json.loads(file.read_text())
+    kept["groups"]["random"]["0"]["kl"] = 77.0
+    file.write_text(json.dumps(kept))
+    assert nodesieve("evaluate", out, "--controls", "--draws", "3") == 0
+    assert "77.000" in capsys.readouterr().out  # read, not measured again
+    assert len(json.loads(file.read_text())["groups"]["random"]) == 3
+    kept["circuit"] = "another"
+    file.write_text(json.dumps(kept))
+    assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # of another circuit: measured anew
+    file.write_text("no JSON")
+    assert nodesieve("evaluate", out, "--controls") == 2
+    assert "remove it to start anew" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
