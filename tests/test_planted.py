@@ -47,7 +47,7 @@ def test_the_planted_nodes_and_no_others_are_found(seed: int) -> None:
     assert run.metrics["circuit"]["test"]["kl"] < BUDGET
 
 
-@pytest.mark.parametrize("method", ["fisher", "gate_gradient", "uniform_gradient"])
+@pytest.mark.parametrize("method", ["fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"])
 def test_attribution_finds_the_plant_too(method: str) -> None:
     run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": method}))
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import fisher
-from nodesieve.methods.gradients import gate_gradient, uniform_gradient
+from nodesieve.methods.gradients import gate_gradient, gate_gradient_ig, uniform_gradient
 from nodesieve.methods.multigranular import multigranular
+from nodesieve.methods.plain import activation_difference, random, weight_magnitude
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 
@@ -18,5 +19,9 @@ METHODS: dict[str, Method] = {
     "multigranular": multigranular,
     "fisher": fisher,
     "gate_gradient": gate_gradient,
+    "gate_gradient_ig": gate_gradient_ig,
     "uniform_gradient": uniform_gradient,
+    "activation_difference": activation_difference,
+    "weight_magnitude": weight_magnitude,
+    "random": random,
 }

@@ -1,11 +1,13 @@
 """Attribution baselines: how fast the logit difference changes as a node closes, to first order.
 
-Both take |gradient of the logit difference to the node's gate|, averaged over training examples:
+All take |gradient of the logit difference to the node's gate|, averaged over training examples:
 
 - `gate_gradient`: at gates of 1, where for a head or neuron it is gradient x (activation - ablation value), the quantity of attribution patching
   (Nanda 2023; Syed et al., arXiv 2310.10348).
 - `uniform_gradient`: with all leaves at one gate level, drawn uniformly from [0, 1] for each example, which averages the gradient along
-  the way from the ablated to the full model, much as integrated gradients does.
+  the way from the ablated to the full model, much as integrated gradients does;
+- `gate_gradient_ig`: the same average for each example, over a grid of gate levels (midpoints): integrated gradients of the gates
+  (Sundararajan et al., arXiv 1703.01365; cf. EAP-IG, Hanna et al., arXiv 2403.17806).
 
 Only head dimensions, neurons, experts and MLP outputs (and the embedding, where asked for) are scored; what lies above them gets the highest
 score among its descendants.
@@ -24,7 +26,8 @@ from nodesieve.metrics import logit_difference
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
 
-EXAMPLES = 2048  # at most; a built-in task draws more, so that the learned gates never see one twice
+EXAMPLES = 2048  # passes forward and backward at most; a built-in task draws more, so that the learned gates never see one twice
+IG_LEVELS = 8
 
 
 def gate_gradient(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
@@ -37,24 +40,32 @@ def uniform_gradient(problem: Problem, config: DiscoverConfig, journal: Journal)
     return _scores(problem, config, journal, uniform_gates)
 
 
-def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, gate_level: GateLevel) -> Scores:
+def gate_gradient_ig(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+    """Gradients integrated over gate levels."""
+    grid = [(i + 0.5) / IG_LEVELS for i in range(IG_LEVELS)]
+    return _scores(problem, config, journal, *(lambda size, generator, z=z: torch.full((size,), z) for z in grid))
+
+
+def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_levels: GateLevel) -> Scores:
+    """Averaged over examples and gate levels, the same examples at each."""
     nodes = problem.nodes
     if any(not example.distractors for example in problem.task["train"].examples):
         raise UserError(f"--method {config.method} expects distractors, since it follows the logit difference; got examples without")
     levels = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels and level in nodes.levels]
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
-    batches = gate_gradients(
-        problem,
-        config,
-        journal,
-        levels=levels,
-        moved=LEAVES,
-        gate_level=gate_level,
-        value=lambda logits, batch, generator: logit_difference(logits, batch),
-        examples=EXAMPLES,
-    )
-    for gradients in batches:
-        for level, gradient in gradients.items():
-            total[level] += gradient.sum(0)
-    count = min(EXAMPLES, len(problem.task["train"]))
-    return Scores(values=raise_ancestors({level: value.abs().cpu() / count for level, value in total.items()}), nodes=nodes, levels=config.levels)
+    count = min(EXAMPLES // len(gate_levels), len(problem.task["train"]))
+    for gate_level in gate_levels:
+        batches = gate_gradients(
+            problem,
+            config,
+            journal,
+            levels=levels,
+            moved=LEAVES,
+            gate_level=gate_level,
+            value=lambda logits, batch, generator: logit_difference(logits, batch),
+            examples=count,
+        )
+        for gradients in batches:
+            for level, gradient in gradients.items():
+                total[level] += gradient.sum(0) / (count * len(gate_levels))
+    return Scores(values=raise_ancestors({level: value.abs().cpu() for level, value in total.items()}), nodes=nodes, levels=config.levels)
