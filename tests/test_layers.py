@@ -16,6 +16,7 @@ ORDER = [
     "cli",
     "console",
     "report",
+    "interop",
     "discovery",
     "controls",
     "evaluation",

@@ -93,6 +93,8 @@ def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
         {"penalty_form": "nested", "task_weight": 0.5},
         {"levels": "head,mlp_neuron,embedding"},
         {"method": "gate_gradient", "keep": 0.1},
+        {"method": "coarse"},
+        {"method": "activation_difference", "keep": 0.1},
         {"method": "uniform_gradient"},
         {"method": "fisher", "levels": ["head", "mlp_neuron"]},
         {"log_alpha_spread": dict.fromkeys(("head", "head_dim", "mlp_neuron", "mlp_output"), 0.0)},
@@ -332,6 +334,11 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     assert "kl_p95" in capsys.readouterr().out
     assert nodesieve("report", out, out, "--out", tmp_path / "both.html") == 0
     assert (tmp_path / "both.html").read_text().count("<h1>") == 2
+    assert nodesieve("export", out, tmp_path / "mib.json") == 0
+    assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
+    capsys.readouterr()
+    assert nodesieve("export", out, tmp_path / "nowhere" / "mib.json") == 2
+    assert "a directory that exists" in capsys.readouterr().err
     assert nodesieve("check-model", model_directory) == 0
     assert "FAILED" not in capsys.readouterr().out
     assert nodesieve("tasks", "--model", model_directory) == 0

@@ -326,6 +326,26 @@ def nodes(directory: Path, levels: tuple[str, ...]) -> None:
             click.echo(f"{name}\t{score}")
 
 
+@cli.command(short_help="A run's circuit in the file of another tool.")
+@_RUN
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["mib"]), default="mib", show_default=True, help="mib: Mechanistic Interpretability Benchmark")
+@click.option("--model", help="the model, where it has moved since the run")
+def export(directory: Path, out: Path, kind: str, model: str | None) -> None:
+    """Write the circuit in DIRECTORY to the file OUT: its heads and MLPs, with scores."""
+    from nodesieve.interop import to_mib
+    from nodesieve.models import load_model
+    from nodesieve.run import load_run, write_json
+    from nodesieve.verify import gate, is_parallel
+
+    run = load_run(directory)
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
+    loaded = load_model(model or run.config.model, revision=run.config.revision, device=run.config.device, dtype=run.config.dtype)
+    write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
+    print(out)
+
+
 @cli.command("check-model", short_help="Check that gates fit a model, and list its levels.")
 @click.argument("model")
 @click.option("--revision", help="branch, tag or commit on the hub")

@@ -18,7 +18,15 @@ from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal[
-    "multigranular", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient", "activation_difference", "weight_magnitude", "random"
+    "multigranular",
+    "coarse",
+    "fisher",
+    "gate_gradient",
+    "gate_gradient_ig",
+    "uniform_gradient",
+    "activation_difference",
+    "weight_magnitude",
+    "random",
 ]
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]

@@ -214,3 +214,19 @@ def _hooks(model: GatedModel) -> int:
 
 def _gap(got: Tensor, expected: Tensor) -> str:
     return f"largest difference {float((got - expected).abs().max()):.3g}"
+
+
+def is_parallel(model: GatedModel) -> bool:
+    """Do the attention and the MLP of a layer read the same stream? Seen by silencing layer 0's attention and looking at what its MLP writes."""
+
+    def silence(_module: object, _args: object, output: Any) -> Any:
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    tokens = _random_tokens(vocabulary, 8, torch.Generator().manual_seed(0), model.device)
+    before = model.record(tokens).mlp_write[0]
+    hook = model.architecture.places[0].attention_write.register_forward_hook(silence)
+    try:
+        return torch.equal(before, model.record(tokens).mlp_write[0])
+    finally:
+        hook.remove()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
+from nodesieve.methods.coarse import coarse
 from nodesieve.methods.fisher import fisher
 from nodesieve.methods.gradients import gate_gradient, gate_gradient_ig, uniform_gradient
 from nodesieve.methods.multigranular import multigranular
@@ -17,6 +18,7 @@ Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
 
 METHODS: dict[str, Method] = {
     "multigranular": multigranular,
+    "coarse": coarse,
     "fisher": fisher,
     "gate_gradient": gate_gradient,
     "gate_gradient_ig": gate_gradient_ig,

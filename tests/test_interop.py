@@ -1,0 +1,88 @@
+"""Circuits in other tools' files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from nodesieve.errors import UserError
+from nodesieve.gated_model import GatedModel
+from nodesieve.interop import read_mib, to_mib
+from nodesieve.levels import LEVELS
+from nodesieve.nodes import NodeSpace
+from nodesieve.scores import Scores
+from nodesieve.verify import is_parallel
+
+NODES = NodeSpace(layers=2, heads=2, head_dim=2, neurons=3, width=4)
+
+
+def scores(levels: tuple[str, ...] = ("layer", "attention_block", "mlp_block", "head")) -> Scores:
+    values = {level: torch.ones(NODES.shape(level)) for level in LEVELS}
+    values["head"] = torch.tensor([[3.0, -1.0], [2.0, 4.0]])
+    values["attention_block"] = torch.tensor([2.5, 3.0])
+    values["mlp_block"] = torch.tensor([0.5, -2.0])
+    values["layer"] = torch.tensor([5.0, 2.5])
+    return Scores(values=values, nodes=NODES, levels=levels, threshold=0.0)
+
+
+def test_the_file_is_as_the_benchmark_reads_it(tmp_path: Path) -> None:
+    circuit = scores().circuit(0.0)
+    content = to_mib(circuit, scores(), parallel=False)
+    assert content == {
+        "cfg": {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 4},
+        "nodes": {
+            "input": {"in_graph": True},
+            "a0.h0": {"in_graph": True, "score": 2.5},
+            "a0.h1": {"in_graph": False, "score": -1.0},
+            "m0": {"in_graph": True, "score": 0.5},
+            "a1.h0": {"in_graph": True, "score": 2.0},
+            "a1.h1": {"in_graph": True, "score": 2.5},
+            "m1": {"in_graph": False, "score": -2.0},
+        },
+        "edges": {},
+    }
+    path = tmp_path / "circuit.json"
+    path.write_text(json.dumps(content))
+    read = read_mib(path)
+    assert (read.layers, read.heads, read.width, read.parallel) == (2, 2, 4, False)
+    assert all(torch.equal(read.in_graph[level], circuit.masks[level]) for level in read.in_graph)
+    assert read.scores["head"].tolist() == [[2.5, -1.0], [2.0, 2.5]]
+
+
+def test_scores_of_finer_levels_alone_are_refused() -> None:
+    with pytest.raises(UserError, match="expects scores of heads and of MLP blocks"):
+        to_mib(scores(("head_dim",)).circuit(0.0), scores(("head_dim",)), parallel=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "no JSON", '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 2, "parallel_attn_mlp": false}, "nodes": {"b0": {}}}']
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "circuit.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="expected") as caught:
+        read_mib(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="could not read"):
+        read_mib(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "parallel"),
+    [
+        ("llama", False),
+        ("gpt2", False),
+        ("gptj", True),
+        ("phi", True),
+        ("gpt_neox", True),
+        ("gpt_neox-sequential", False),
+        ("falcon-7b", True),
+        ("mixtral", False),
+    ],
+)
+def test_parallel_blocks_are_seen(name: str, parallel: bool) -> None:
+    assert is_parallel(GatedModel(tiny_model(name))) == parallel
