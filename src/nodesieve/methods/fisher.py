@@ -31,9 +31,11 @@ def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
 
 
 def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal, *, values: Values | None = None) -> LevelTensors:
-    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that get no gates. `values` as in `gate_gradients`."""
+    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children
+    that get no gates, unless none of them does. `values` as in `gate_gradients`."""
     nodes = problem.nodes
-    levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels]
+    childless = [level for level in CHILDLESS if level in nodes.levels and level != "embedding"]
+    levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels] or childless  # where only parents get gates
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     batches = gate_gradients(
         problem,
