@@ -19,7 +19,7 @@ from step import HERE, in_fresh_process
 BASE = {"length": 64, "batch": 4, "layers": 6, "width": 384}
 CHANGED: dict[str, tuple[int, ...]] = {
     "length": (16, 64, 256, 1024),
-    "batch": (1, 4, 16, 64),
+    "batch": (4, 16, 64),
     "layers": (3, 6, 12),
     "width": (192, 384, 768),
 }

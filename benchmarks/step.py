@@ -97,7 +97,7 @@ def in_fresh_process(model: str, mode: str, **sizes: int) -> dict[str, float]:
     for name, environment in (("memory", {**os.environ, **GIVE_BACK}), ("time", None)):
         if (mode, name) == ("run", "memory"):
             continue
-        few = {"steps": min(3, sizes["steps"])} if name == "memory" else {}  # the peak is there from the first steps on
+        few = {"steps": min(4, sizes["steps"])} if name == "memory" else {}  # the peak is there from the first steps on
         flags = [part for option, value in {**sizes, **few}.items() for part in (f"--{option}", str(value))]
         command = [sys.executable, __file__, "--measure", model, mode, *flags]
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
