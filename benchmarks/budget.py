@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import versions
+from machine import provenance, versions
 from step import HERE
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,8 +75,7 @@ def main() -> None:
             card = next((f"{card} GB" for card in CARDS if total < 0.95e9 * card), "several")
             cells = " | ".join(f"{part / 1e9:.2f}" for part in (weights, kept, gates, logits, total))
             lines.append(f"| {shape.name} | {mode} | {cells} | {card} |")
-    shown = ", ".join(f"{name} {number}" for name, number in versions().items())
-    text = "\n".join([*lines, "", f"Batch {options.batch} x {options.length} tokens, bfloat16. Versions: {shown}."]) + "\n"
+    text = "\n".join([*lines, "", f"Batch {options.batch} x {options.length} tokens, bfloat16. {provenance({'versions': versions()})}"]) + "\n"
     options.out.write_text(text, "utf-8")
     print(text)
 

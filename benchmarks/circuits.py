@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, provenance
 
 from nodesieve import load_run
 from nodesieve.report.plots import training_curves
@@ -142,7 +142,7 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     versions = result["runs"][0]["versions"] if result["runs"] else {}
-    lines += ["", f"Machine: {result['machine']}. Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}."]
+    lines += ["", provenance({"machine": result["machine"], "versions": versions})]
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, provenance, versions
 from step import GIVE_BACK, HERE, build, learn, peak, reset_peak, typical
 
 # name -> (mode of step.py that it belongs to, what it does)
@@ -131,8 +131,7 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in rows.items():
         base = rows[BASE.get(name, "all")]
         lines.append(f"| {name}: {LEVERS[name][1]} | {row['time'] / base['time']:.2f} | {row['memory'] / base['memory']:.2f} |")
-    shown = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join([*lines, "", f"Machine: {result['machine']}. Versions: {shown}."]) + "\n"
+    return "\n".join([*lines, "", provenance(result)]) + "\n"
 
 
 if __name__ == "__main__":

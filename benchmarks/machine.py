@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nodesieve.run import versions
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "provenance", "versions"]
+
+
+def provenance(result: Mapping[str, Any]) -> str:
+    """The line below a table: what `result` says of the machine, where it does, and of versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return (f"Machine: {result['machine']}. " if "machine" in result else "") + f"Versions: {versions}."
 
 
 def machine() -> str:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, provenance, versions
 from step import HERE, in_fresh_process
 
 BASE = {"length": 64, "batch": 4, "layers": 6, "width": 384}
@@ -73,8 +73,7 @@ def markdown(result: dict[str, Any]) -> str:
         size = f"**{point[name]}**" if point[name] == BASE[name] else str(point[name])
         cells = [f"{times[mode][what]:.2f}" for what in ("time", "memory") for mode in MODES[1:]]
         lines.append(f"| {name} | {size} | {rows['reference']['time']:.2f} | {rows['reference']['memory'] / 1e9:.2f} | {' | '.join(cells)} |")
-    shown = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join([*lines, "", f"Machine: {result['machine']}. Versions: {shown}."]) + "\n"
+    return "\n".join([*lines, "", provenance(result)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from machine import machine, versions
+from machine import machine, provenance, versions
 
 from nodesieve.journal import Journal, State
 
@@ -263,8 +263,7 @@ def markdown(result: dict[str, Any]) -> str:
             memory = f"{row['memory'] / 1e9:.2f} | {ratios[f'memory_{mode}']:.2f}" if "memory" in row else " | "
             cache = f"{row['cache_bytes'] / 1e9:.2f}" if row.get("cache_bytes") else ""
             lines.append(f"| {model} | {mode} | {times} | {memory} | {cache} |")
-    shown = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join([*lines, "", f"Batch {result['batch']} x {result['length']} tokens. Machine: {result['machine']}. Versions: {shown}."]) + "\n"
+    return "\n".join([*lines, "", f"Batch {result['batch']} x {result['length']} tokens. {provenance(result)}"]) + "\n"
 
 
 if __name__ == "__main__":

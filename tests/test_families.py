@@ -76,6 +76,21 @@ def test_a_last_layer_that_works_at_the_answer_alone_changes_nothing(any_model: 
             torch.testing.assert_close(other[name], whole)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_forward_pass_that_a_layer_was_given_comes_back(recompute: bool) -> None:
+    """As accelerate gives each module one where a model lies on several devices."""
+    model = GatedModel(tiny_model("llama"))
+    layers = [places.layer for places in model.architecture.places]
+    given = [layer.forward for layer in layers]
+    for layer, forward in zip(layers, given, strict=True):
+        layer.forward = forward
+    corrupted = Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
+    for values in (model.record(corrupted), Corrupted(tokens=corrupted)):
+        gates = {level: z.requires_grad_() for level, z in model.nodes.full(0.5).items()}
+        model.gated_logits(random_tokens(), gates, values, recompute=recompute).sum().backward()
+        assert [layer.__dict__.get("forward") for layer in layers] == given
+
+
 def test_the_full_circuit_has_the_parameters_of_every_projection(any_model: GatedModel) -> None:
     everything = Circuit.whole(any_model.nodes)
     count = count_parameters(everything, any_model.architecture)

@@ -103,12 +103,15 @@ class Recorder:
         if place == "embedding":
             self.seen.embedding = x
         else:
-            getattr(self.seen, place)[layer] = x
+            self._add(place, layer, x)
         return x.clone() if place in WRITES else x  # Falcon adds to a write in place
 
     def route(self, layer: int, routed: Routed) -> tuple[Tensor, None]:
-        self.seen.experts = {**self.seen.experts, layer: routed}
+        self._add("experts", layer, routed)
         return routed.weights, None
+
+    def _add(self, place: str, layer: int, held: Tensor | Routed) -> None:
+        getattr(self.seen, place)[layer] = held
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,13 +285,13 @@ def locate(model: PreTrainedModel, family: Family) -> Architecture:
         for layer in layers
     )
     heads = model.config.get_text_config().num_attention_heads
-    (attention_in, width), *others = {_in_out(place.attention_projection) for place in places}
-    neurons = {_in_out(place.mlp_projection)[0] for place in places if place.mlp_projection is not None}
+    (attention_in, width), *others = {in_out(place.attention_projection) for place in places}
+    neurons = {in_out(place.mlp_projection)[0] for place in places if place.mlp_projection is not None}
     experts = {_expert_shape(place.experts) for place in places if place.experts is not None}
     if others or len(neurons) > 1 or len(experts) > 1 or attention_in % heads:
         raise UserError(
             f"expected every layer of {model_type} to have {heads} equal heads and one MLP width, got attention inputs "
-            f"{sorted({_in_out(p.attention_projection)[0] for p in places})}, MLP widths {sorted(neurons)} and experts {sorted(experts)}"
+            f"{sorted({in_out(p.attention_projection)[0] for p in places})}, MLP widths {sorted(neurons)} and experts {sorted(experts)}"
         )
     nodes = NodeSpace(
         layers=len(places),
@@ -335,7 +335,7 @@ def _parameter_shapes(places: Sequence[LayerPlaces], family: Family, nodes: Node
     routing = next((place for place in places if place.experts is not None), None)
     qkv = places[0].qkv
     mlp_inputs = next((place.mlp_inputs for place in places if place.experts is None), ())
-    keys_and_values = sum(_in_out(module)[1] for module in qkv) - nodes.heads * nodes.head_dim
+    keys_and_values = sum(in_out(module)[1] for module in qkv) - nodes.heads * nodes.head_dim
     groups, rest = divmod(keys_and_values, 2 * nodes.head_dim)
     if rest or groups < 1 or nodes.heads % groups:
         raise UserError(
@@ -349,7 +349,7 @@ def _parameter_shapes(places: Sequence[LayerPlaces], family: Family, nodes: Node
         value_per_dim=per_input,
         projection_per_dim=nodes.width,
         projection_bias=nodes.width * _has_bias(_at(layer, family.attention_projection, family)),
-        input_per_neuron=sum(_in_out(module)[1] // nodes.neurons * (nodes.width + _has_bias(module)) for module in mlp_inputs),
+        input_per_neuron=sum(in_out(module)[1] // nodes.neurons * (nodes.width + _has_bias(module)) for module in mlp_inputs),
         output_bias=dense is not None and _has_bias(_at(dense, family.mlp_projection, family)),
         groups=groups,
         **({} if routing is None else _expert_costs(routing)),
@@ -382,14 +382,14 @@ def guess(model: PreTrainedModel) -> Iterator[Architecture]:
         mlp = {name: module for name, module in found.items() if name not in attention}
         norms = [name for name, _ in stack[0].named_children()]
         for out, down in itertools.product(_matching(attention, _ATTENTION_PROJECTION), _matching(mlp, _MLP_PROJECTION)):
-            width = _in_out(attention[out])[1]
+            width = in_out(attention[out])[1]
             plain = Family(
                 model_types=(model.config.model_type,),
                 layers=path,
                 attention_projection=out,
                 mlp_projection=down,
                 qkv=tuple(sorted((name for name in attention if name != out), key=lambda name: "qkv".find(name.rpartition(".")[2][0]))),
-                mlp_inputs=tuple(name for name, module in mlp.items() if name != down and _in_out(module)[0] == width),
+                mlp_inputs=tuple(name for name, module in mlp.items() if name != down and in_out(module)[0] == width),
             )
             writes = [
                 (after_attention, after_mlp)
@@ -426,7 +426,7 @@ def _has_bias(module: nn.Module) -> bool:
     return getattr(module, "bias", None) is not None
 
 
-def _in_out(module: nn.Module) -> tuple[int, int]:
+def in_out(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a projection: `nn.Linear` stores (out, in), GPT-2's Conv1D (in, out)."""
     rows, columns = module.weight.shape  # type: ignore[misc]
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, resolve
 from nodesieve.batches import Tokens
 from nodesieve.gating import Gating
-from nodesieve.hooks import hooked
+from nodesieve.hooks import checkpointed, forward_as, hooked
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start
@@ -152,9 +151,8 @@ class GatedModel:
 
         with self._frozen():
             prefix = self._read_prefix(tokens, values.start, shrunk)
-
-        with self._frozen(), at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
-            return self._run(tokens, prefix)
+            with at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
+                return self._run(tokens, prefix)
 
     def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, shrunk: Shrunk | None, recompute: bool) -> list[Tensor]:
         layers = [places.layer for places in self.architecture.places]
@@ -194,14 +192,11 @@ class GatedModel:
         def leave(*args: Any, **kwargs: Any) -> None:
             raise Entered(args[0] if args else kwargs["hidden_states"])
 
-        first = self.architecture.places[0].layer
-        first.forward = leave
-        try:
-            self._run(tokens, prefix)
-        except Entered as entered:
-            return entered.stream
-        finally:
-            del first.__dict__["forward"]
+        with forward_as(self.architecture.places[0].layer, leave):
+            try:
+                self._run(tokens, prefix)
+            except Entered as entered:
+                return entered.stream
         raise AssertionError("layer 0 was not called")
 
     def start(self, clean: Tokens, corrupted: Tokens) -> int:
@@ -223,29 +218,30 @@ class GatedModel:
 
     @cached_property
     def _goes_on_from_a_prefix(self) -> bool:
-        """Found out by trying; some models keep no keys and values, or position by something else than `position_ids`."""
-        tokens = self._random_tokens(0)
-        with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
-            plain = self._run(tokens)
-            apart = self._run(tokens, self._read_prefix(tokens, 4))
-            return bool((plain - apart).abs().max() <= self._tolerance * plain.std())
-        return False
+        """Some models keep no keys and values, or position by something else than `position_ids`."""
+        return self._same_logits(lambda tokens: self._run(tokens, self._read_prefix(tokens, 4)))
 
     def _answer_alone(self, tokens: Tokens) -> bool:
         """May the last layer work at the last position only? Not where answers are elsewhere, or the model minds."""
-        return bool((tokens.last == tokens.input_ids.shape[1] - 1).all()) and self._minds_no_broadcast
+        return bool((tokens.last == tokens.input_ids.shape[1] - 1).all()) and self._broadcasts_the_last_write
 
     @cached_property
-    def _minds_no_broadcast(self) -> bool:
-        """Found out by trying; experts are left out."""
-        tokens, recorder = self._random_tokens(0), Recorder()
-        if self.architecture.places[-1].experts is not None:
-            return False
+    def _broadcasts_the_last_write(self) -> bool:
+        """Does the last layer add what it writes at one position to all of them? Experts are left out."""
+
+        def alone(tokens: Tokens) -> Tensor:
+            recorder = Recorder()
+            with hooked(self.architecture.places, recorder.edit, recorder.route, rows=len(tokens.input_ids), embedding=False, answer_alone=True):
+                return self._run(tokens)
+
+        return self.architecture.places[-1].experts is None and self._same_logits(alone)
+
+    def _same_logits(self, other: Callable[[Tokens], Tensor]) -> bool:
+        """Find out by trying, on a few random tokens, whether another way to the logits gives the model's own."""
+        tokens = self._random_tokens(0)
         with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             plain = self._run(tokens)
-            with hooked(self.architecture.places, recorder.edit, recorder.route, rows=2, embedding=False, answer_alone=True):
-                alone = self._run(tokens)
-            return bool((plain - alone).abs().max() <= self._tolerance * plain.std())
+            return bool((plain - other(tokens)).abs().max() <= self._tolerance * plain.std())
         return False
 
     def _random_tokens(self, seed: int) -> Tokens:
@@ -325,15 +321,12 @@ class GatedModel:
     def _recomputed(self, at_places: Callable[[Sequence[int]], AbstractContextManager[None]]) -> Iterator[None]:
         """Each layer's forward as a checkpoint. By the time that a layer is computed again the hooks are gone, so it brings its own."""
 
-        def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self._again(at_places([number]))
+        def again(number: int) -> AbstractContextManager[None]:
+            return self._again(at_places([number]))
 
         with ExitStack() as stack:
             for number, places in enumerate(self.architecture.places):
-                layer = places.layer
-                own = partial(contexts, number)
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=own)
-                stack.callback(layer.__dict__.pop, "forward")
+                stack.enter_context(forward_as(places.layer, checkpointed(places.layer.forward, partial(again, number))))
             yield
 
     @contextmanager
@@ -341,8 +334,7 @@ class GatedModel:
         """For learning; measuring leaves the model as it is, to the bit."""
         with ExitStack() as stack:
             for module in self._written_out:
-                module.forward = IN_ONE[type(module).__name__]
-                stack.callback(module.__dict__.pop, "forward")
+                stack.enter_context(forward_as(module, IN_ONE[type(module).__name__]))
             yield
 
     @contextmanager

@@ -65,20 +65,9 @@ class Gating:
         return routed.gated(z), closed.expand(routed.rows, len(routed.hidden) // routed.rows, -1).flatten(0, 1)
 
 
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        ctx.save_for_backward(x - a, z)
-        return torch.lerp(a, x, z)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor]:
-        difference, z = ctx.saved_tensors
-        to_x = grad * z if ctx.needs_input_grad[1] else None
-        return None, to_x, (difference * grad).sum_to_size(z.shape)
-
-
 class _Part(torch.autograd.Function):
+    """z * (x - a)."""
+
     @staticmethod
     def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
         difference = x - a
@@ -90,3 +79,12 @@ class _Part(torch.autograd.Function):
         difference, z = ctx.saved_tensors
         to_x = grad * z if ctx.needs_input_grad[1] else None
         return None, to_x, (difference * grad).sum_to_size(z.shape)
+
+
+class _Mix(_Part):
+    """a + z * (x - a), exact at both ends; its derivatives by x and z are those of the part."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(x - a, z)
+        return torch.lerp(a, x, z)

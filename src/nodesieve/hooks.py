@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nodesieve.ablations import Routed
 from nodesieve.architectures import LayerPlaces
@@ -81,6 +83,25 @@ def hooked(
                 on_experts(at.experts, number)
             on_output(at.mlp_write, "mlp_write", number)
         yield
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward pass for a module; one that the module itself had been given before (as accelerate does) comes back afterwards."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = before
+
+
+def checkpointed(forward: Callable[..., Any], again: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    """`forward` computed again in the backward pass, inside `again()`, since by then what was around it is gone."""
+    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again()))
 
 
 def _last_position(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nodesieve.ablations import Activations, Corrupted, Recorder, Routed
 from nodesieve.gating import Gating
+from nodesieve.hooks import checkpointed, forward_as
 from nodesieve.shrink import Shrunk
 
 Layers = Sequence[nn.Module]
@@ -74,8 +74,7 @@ class Lockstep:
         """The layers' forward passes advance all streams."""
         with ExitStack() as stack:
             for number, layer in enumerate(layers):
-                layer.forward = partial(self._advance, number, layer.forward)
-                stack.callback(layer.__dict__.pop, "forward")
+                stack.enter_context(forward_as(layer, partial(self._advance, number, layer.forward)))
             yield
 
     @contextmanager
@@ -83,19 +82,20 @@ class Lockstep:
         """The layers' forward passes hand out the last stream of one of the other gatings, whatever enters."""
         with ExitStack() as stack:
             for layer in layers:
-                layer.forward = lambda *_args, **_kwargs: self._raw[which]
-                stack.callback(layer.__dict__.pop, "forward")
+                stack.enter_context(forward_as(layer, lambda *_args, **_kwargs: self._raw[which]))
             yield
 
     def _advance(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
-        run = partial(_rest_bound, forward, tuple(rest), kwargs)
         if number == 0:
             at_start = Activations(embedding=self._corrupted)
             entering = [hidden if g.embedding_open else g.edit(at_start, "embedding", 0, hidden) for g in (self._own, *self._others)]
             hidden, self._streams = entering[0], [x.detach() for x in entering[1:]]
             if self._keep is not None:
                 self._keep(-1, at_start)
+
+        def run(hidden: Tensor) -> Any:
+            return forward(hidden, *rest, **kwargs)
 
         def gated(gating: Gating, hidden: Tensor) -> Any:
             self._at_work = gating
@@ -110,8 +110,8 @@ class Lockstep:
             return gated(self._own, hidden), after
 
         if self._recompute is not None and torch.is_grad_enabled():
-            contexts = partial(_contexts, self._recompute, number)
-            output, after = checkpoint(both, hidden, self._corrupted, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            recompute = self._recompute
+            output, after = checkpointed(both, lambda: recompute(number))(hidden, self._corrupted)
         else:
             output, after = both(hidden, self._corrupted)
         with torch.no_grad():
@@ -122,16 +122,6 @@ class Lockstep:
             self._keep(number, self._held.seen)
         self._held = Recorder()
         return output
-
-
-def _rest_bound(forward: Callable[..., Any], rest: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Any:
-    return forward(hidden, *rest, **kwargs)
-
-
-def _contexts(
-    recompute: Callable[[int], AbstractContextManager[None]], number: int
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), recompute(number)
 
 
 def stream_of(output: Any) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nodesieve.ablations import Activations
-from nodesieve.architectures import Architecture, LayerPlaces
+from nodesieve.architectures import Architecture, LayerPlaces, in_out
 from nodesieve.nodes import LevelTensors
 
 WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
@@ -88,9 +88,8 @@ class Shrunk:
             swaps: list[_Swap] = []
             heads = _kept(live_heads[number], possible=cutter.heads is not None and places.attention_write is places.attention_projection)
             entries, groups = None, architecture.parameters.groups
-            if (
-                heads is not None and 2 * len(heads) >= nodes.heads + groups
-            ):  # keys and values of its own for each head would cost more than they save
+            # Each head would get keys and values of its own: from here on that costs more than it saves.
+            if heads is not None and 2 * len(heads) >= nodes.heads + groups:
                 heads = None
             if heads is not None and cutter.heads is not None:
                 rows = cutter.heads(heads, nodes.heads, groups, nodes.head_dim)
@@ -181,9 +180,8 @@ def _frozen(x: Tensor) -> nn.Parameter:
 
 def _in_each_part(module: nn.Module, neurons: Tensor, count: int) -> Tensor:
     """Rows of the neurons in a projection to them, or in one that makes several numbers for each, all of the first kind first."""
-    weight = module.get_parameter("weight")
-    parts = weight.shape[0 if isinstance(module, nn.Linear) else 1] // count
-    return torch.cat([part * count + neurons for part in range(parts)])
+    _, outputs = in_out(module)
+    return torch.cat([part * count + neurons for part in range(outputs // count)])
 
 
 def _sizes(places: LayerPlaces, heads: int, dim: int) -> _Swap:

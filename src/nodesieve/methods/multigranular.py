@@ -184,10 +184,10 @@ class _Run:
     @torch.no_grad()
     def drop(self) -> None:
         """Nodes whose log_alpha has fallen below the line stay closed from now on, and leave the computation."""
-        before = sum(int(dropped.sum()) for dropped in self.dropped.values())
-        for level, log_alpha in self.log_alpha.items():
-            self.dropped[level] |= log_alpha < self.config.drop_below
-        if sum(int(dropped.sum()) for dropped in self.dropped.values()) > before:
+        new = {level: (log_alpha < self.config.drop_below) & ~self.dropped[level] for level, log_alpha in self.log_alpha.items()}
+        if any(bool(nodes.any()) for nodes in new.values()):
+            for level, nodes in new.items():
+                self.dropped[level] |= nodes
             self.shrink()
 
     def shrink(self) -> None:

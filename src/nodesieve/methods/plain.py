@@ -18,7 +18,7 @@ from nodesieve.ablations import Routed
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
-from nodesieve.levels import LEVELS
+from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
@@ -29,7 +29,7 @@ EXAMPLES = 512
 def random(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     generator = torch.Generator().manual_seed(config.seed)
     values = {level: torch.rand(problem.nodes.shape(level), generator=generator) for level in LEVELS}
-    return _scores(problem, config, {**values, **{level: torch.zeros_like(values[level]) for level in _above(values)}})
+    return _scores(problem, config, {level: x if level in CHILDLESS else torch.zeros_like(x) for level, x in values.items()})
 
 
 def weight_magnitude(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
@@ -84,10 +84,6 @@ def _as_linear(module: nn.Module) -> Tensor:
     """A projection's weight as (outputs, inputs): GPT-2's Conv1D stores the reverse."""
     weight = module.get_parameter("weight").detach().float().cpu()
     return weight if isinstance(module, nn.Linear) else weight.T
-
-
-def _above(values: LevelTensors) -> list[str]:
-    return [level for level in values if any(other.parent == level for other in LEVELS.values())]
 
 
 def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> Scores:
