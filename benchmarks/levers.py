@@ -4,7 +4,7 @@ Ratios to the step with all of them (GPT-2 small's shape, 16 x 32 tokens, as in 
 is measured on prompts whose second half alone differs; `bfloat16` and `fused Adam` are the reverse, something that the default does not
 have here, put in.
 
-    python benchmarks/levers.py         # about 8 minutes on 2 cores
+    python benchmarks/levers.py         # about 15 minutes on 2 cores
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ LEVERS = {
     "half differs": ("default", "prompts that differ in their second half only"),
     "prefix": ("default", "the same, read from the first position on"),
 }
+TURNS = 2  # a time is the shorter of so many, taken in turns: a machine has slow minutes
 BASE = {"lockstep": "all, uncached", "prefix": "half differs"}
 
 
@@ -46,16 +47,21 @@ def main() -> None:
         print(json.dumps(measure(options.measure)))
         return
     rows: dict[str, dict[str, float]] = {}
-    for name in LEVERS:
-        rows[name] = {}
-        for what, environment in (("memory", {**os.environ, **GIVE_BACK}), ("time", None)):
-            command = [sys.executable, __file__, "--measure", name]
-            done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
-            rows[name][what] = json.loads(done.stdout.splitlines()[-1])[what]
-        print(name, rows[name], flush=True)
+    for turn in range(TURNS):
+        for name in LEVERS:
+            found = rows.setdefault(name, {})
+            if turn == 0:
+                found["memory"] = in_fresh_process(name, "memory", {**os.environ, **GIVE_BACK})
+            found["time"] = min(found.get("time", float("inf")), in_fresh_process(name, "time"))
+            print(turn, name, found, flush=True)
     result = {"machine": machine(), "versions": versions(), "measured": rows}
     options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     options.out.with_suffix(".md").write_text(markdown(result), "utf-8")
+
+
+def in_fresh_process(name: str, what: str, environment: dict[str, str] | None = None) -> float:
+    done = subprocess.run([sys.executable, __file__, "--measure", name], check=True, text=True, stdout=subprocess.PIPE, env=environment)
+    return float(json.loads(done.stdout.splitlines()[-1])[what])
 
 
 def measure(name: str) -> dict[str, float]:

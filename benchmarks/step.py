@@ -225,7 +225,9 @@ def partly_dropped(config: Any, nodes: Any, live: dict[str, Any]) -> State:
             **{f"{name}.{level}": torch.zeros_like(log_alpha) for name in MOMENTS},
         }
     controller = CONTROLLERS[config.controller](config, nodes).state()
-    return State(tensors=tensors, numbers={"step": 0, "seconds": 0.0, "best_size": 1.0, "controller": controller})
+    return State(
+        tensors=tensors, numbers={"step": 0, "seconds": 0.0, "best_size": 1.0, "controller": controller, "passes": {"forward": 0, "backward": 0}}
+    )
 
 
 def seconds_by_step(history: list[dict[str, Any]]) -> list[float]:

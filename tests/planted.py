@@ -96,13 +96,13 @@ def _pass_sign(mlp: torch.nn.Module, *, neurons: tuple[int, ...], source: int, t
         mlp.down_proj.weight[target, neuron] = 1 / len(neurons)
 
 
-def planted_task(seed: int = 0) -> Task:
-    """Clean and corrupted prompts differ in both signs."""
+def planted_task(seed: int = 0, *, about: int = 0) -> Task:
+    """Clean and corrupted prompts differ in both signs; the answer is that of the first word, or of the second with `about` 1."""
     rng = random.Random(seed)
     examples = []
     for (i, x), (j, y) in itertools.product(enumerate(X), enumerate(Y)):
         other_x, other_y = rng.choice([w for k, w in enumerate(X) if k % 2 != i % 2]), rng.choice([w for k, w in enumerate(Y) if k % 2 != j % 2])
-        right, wrong = ("yes", "no") if i % 2 == 0 else ("no", "yes")
+        right, wrong = ("yes", "no") if (i, j)[about] % 2 == 0 else ("no", "yes")
         examples.append(Example(clean=f"{x} {y} ?", corrupted=f"{other_x} {other_y} ?", answers=(right,), distractors=(wrong,)))
     rng.shuffle(examples)
     return Task(name="planted", splits={"train": tuple(examples[:80]), "validation": tuple(examples[80:112]), "test": tuple(examples[112:])})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
+from merged import Part, merged
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.methods.fisher import fisher_information
-from nodesieve.problem import make_problem
+from nodesieve.problem import Problem, make_problem
 from planted import PLANTED, all_nodes, planted_model, planted_task
 
 BUDGET = 0.1
@@ -21,8 +24,8 @@ def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
     return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
 
 
-def test_the_plant_is_what_it_claims_to_be() -> None:
-    problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
+def assert_planted(problem: Problem, planted: Mapping[str, set[tuple[int, ...]]]) -> None:
+    """Removing any planted node costs more than twice the budget, removing any other costs nothing."""
     everything = {level: mask.bool() for level, mask in problem.nodes.full(1.0).items()}
     for level in DEFAULT_LEVELS:
         indices = all_nodes(problem.nodes, level)
@@ -32,10 +35,27 @@ def test_the_plant_is_what_it_claims_to_be() -> None:
             mask[index] = False
             circuits.append(Circuit.of({**everything, level: mask}, problem.nodes))
         for index, kl in zip(indices, problem.losses(circuits, "test"), strict=True):
-            if index in PLANTED[level]:
+            if index in planted[level]:
                 assert kl.mean() > 2 * BUDGET, (level, index)
             else:
                 assert kl.max() < BUDGET / 100, (level, index)
+
+
+def test_the_plant_is_what_it_claims_to_be() -> None:
+    assert_planted(make_problem(planted_model(), planted_task(), DiscoverConfig()), PLANTED)
+
+
+# Where two nodes share the work, one of them carries half of the answer under mean and zero ablation, which costs less than twice the budget.
+@pytest.mark.parametrize(("ablation", "copies"), [("counterfactual", 2), ("counterfactual", 1), ("mean", 1), ("zero", 1)])
+@pytest.mark.parametrize(("part", "seed"), [("early", 0), ("early", 1), ("late", 2), ("late", 3)])
+def test_of_two_models_merged_into_one_the_task_s_own_is_found(part: Part, seed: int, ablation: str, copies: int) -> None:
+    plant = merged(part, seed=seed, copies=copies)
+    task = planted_task(seed, about=("early", "late").index(part))
+    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, "validate_every": 10, "ablation": ablation})
+    assert_planted(make_problem(plant.loaded, task, config), plant.planted)
+    run = discover(plant.loaded, task, config)
+    assert {level: kept(run.circuit, level) for level in plant.planted} == plant.planted
+    assert run.metrics["budget"]["met"]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

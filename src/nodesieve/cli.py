@@ -11,14 +11,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import click
 
 from nodesieve import __version__
-from nodesieve.config import AblationName, DiscoverConfig, choices, make_config
+from nodesieve.config import AblationName, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.errors import UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
 
@@ -90,7 +90,7 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         elif allowed:
             kind = click.Choice(allowed)
         else:
-            kind = {int: int, float: float}.get(type(default), float if field.name == "keep" else str)
+            kind = {int: int, float: float}.get(type(default)) or {float | None: float, int | None: int}.get(hints[field.name], str)
         command = click.option(flag, field.name, type=kind, default=None, help=info.description + note)(command)
     return command
 
@@ -158,7 +158,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.tasks.load import load_task
 
     loaded = load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
-    task = load_task(config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size, redraws=config.redraws)
+    task = load_task(config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -219,6 +219,7 @@ _RUN = click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--ablation", type=click.Choice(choices(AblationName)), help="what closed nodes hold; by default as in the run")
 @click.option("--controls", "with_controls", is_flag=True, help="measure random, complementary and smaller circuits beside it; see docs/evidence.md")
 @click.option("--draws", default=100, show_default=True, type=click.IntRange(1), help="random circuits of each kind, for --controls")
+@click.option("--size-curve", "with_curve", is_flag=True, help="measure circuits of ten sizes cut from the run's scores; see docs/evidence.md")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def evaluate(
     directory: Path,
@@ -229,15 +230,17 @@ def evaluate(
     ablation: Any,
     with_controls: bool,
     draws: int,
+    with_curve: bool,
     as_json: bool,
 ) -> None:
     """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
     import json
 
-    from nodesieve.console import print_controls, print_evaluation
+    from nodesieve.console import print_controls, print_evaluation, print_size_curve
     from nodesieve.controls import summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.run import load_run
+    from nodesieve.size_curve import size_curve
 
     run = load_run(directory)
     loaded, examples = _model_and_task(run, task=task, model=model, device=device)
@@ -247,6 +250,10 @@ def evaluate(
     shown = {name: getattr(evaluation, name) for name in ("full", "circuit", "ablated", "intervals")}
     if not as_json:
         print_evaluation(evaluation, title=title)
+    if with_curve:
+        shown["size_curve"] = size_curve(problem, run.scores, split=split, budget=run.config.kl_budget)
+        if not as_json:
+            print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
         found = summary(_controls(directory, run, problem, split, draws=draws, quiet=as_json))
         shown["controls"] = found
@@ -286,13 +293,122 @@ def _controls(directory: Path, run: Run, problem: Any, split: Any, *, draws: int
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
+@cli.command(short_help="The run again with other seeds on resampled data: what is found every time?")
+@_RUN
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="further runs")
+@click.option("--agree", type=click.IntRange(1), help="runs that must keep a node for the consensus to keep it  [default: more than half of all]")
+@click.option("--quiet", is_flag=True, help="no progress")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, as_json: bool) -> None:
+    """Repeat the run in DIRECTORY, compare what was kept by level, and measure the circuit that the runs agree on."""
+    import json
+
+    from nodesieve.console import print_agreement, print_evaluation
+    from nodesieve.evaluation import evaluate as measure
+    from nodesieve.run import load_run, write_json
+    from nodesieve.stability import agreement, consensus, repeat
+
+    run = load_run(directory)
+    if not run.metrics:
+        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {directory}")
+    at_least = agree or (1 + seeds) // 2 + 1
+    if at_least > 1 + seeds:
+        raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
+    try:
+        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet)]
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    circuits = [one.circuit for one in runs]
+    shared = consensus(circuits, at_least=at_least)
+    loaded, examples = _model_and_task(run, task=None, model=None, device=None)
+    evaluation = measure(loaded, examples, replace(run, circuit=shared))
+    found = {
+        "runs": len(runs),
+        "levels": agreement(circuits),
+        "consensus": {
+            "at_least": at_least,
+            "size": shared.size,
+            "nodes": {level: shared.kept(level) for level in shared.nodes.levels},
+            **{name: getattr(evaluation, name) for name in ("full", "circuit", "ablated", "intervals")},
+        },
+    }
+    write_json(directory / "stability.json", found)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_agreement(found, title=f"{len(runs)} runs like {directory}")
+        print_evaluation(
+            evaluation, title=f"nodes kept by at least {at_least} of {len(runs)} runs ({100 * shared.size:.1f}% of the leaves), test data"
+        )
+
+
+@cli.command(short_help="Methods side by side on one model and task.")
+@click.option("--model", help="as for discover  [default: smollm2-135m]")
+@click.option("--task", help="as for discover  [default: ioi]")
+@click.option("--methods", required=True, help="names with commas between them, e.g. multigranular,coarse,gate_gradient")
+@click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
+@click.option("--polish", is_flag=True, help="polish the circuit of every method")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="directory for the runs and the comparison")
+@click.option("--quiet", is_flag=True, help="no progress; only the table")
+@click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
+def compare(
+    model: str | None,
+    task: str | None,
+    methods: str,
+    budget: float | None,
+    seeds: int,
+    polish: bool,
+    config_file: Path | None,
+    out: Path,
+    quiet: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Find the circuit of one task by several methods, each through the same selection, and compare what they keep. Finished runs are kept."""
+    from nodesieve.compare import compare as run_comparison
+    from nodesieve.console import print_comparison
+    from nodesieve.models import load_model
+    from nodesieve.report.comparison import render
+    from nodesieve.run import read_config, write_text
+
+    names: Any = tuple(dict.fromkeys(name for name in methods.split(",") if name))
+    unknown = [name for name in names if name not in choices(MethodName)]
+    if unknown or not names:
+        raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")
+    given = {"model": model, "task": task, "kl_budget": budget, "polish": polish or None}
+    base = read_config(config_file).to_dict() if config_file else {}
+    config = make_config({**base, **{name: value for name, value in given.items() if value is not None}})
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out expects a directory, got the file {str(out)!r}")
+
+    def load() -> Any:
+        return load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    try:
+        found = run_comparison(load, config, out, methods=names, seeds=range(seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    write_text(out / "compare.html", render(found))
+    print_comparison(
+        found, title=f"{config.task} in {config.model}, KL budget {config.kl_budget:g}, means over {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
+    print(f"comparison: {out / 'compare.html'}")
+
+
 def _model_and_task(run: Run, *, task: str | None, model: str | None, device: str | None) -> tuple[Any, Any]:
     from nodesieve.models import load_model
     from nodesieve.tasks.load import load_task
 
     config = run.config
     loaded = load_model(model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype)
-    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed, train_size=config.train_size, redraws=config.redraws)
+    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
 
 
 @cli.command(short_help="Write report.html for one run, or one page for several.")

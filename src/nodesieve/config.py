@@ -19,7 +19,9 @@ PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal[
     "multigranular",
+    "nested",
     "coarse",
+    "greedy",
     "fisher",
     "gate_gradient",
     "gate_gradient_ig",
@@ -65,6 +67,7 @@ class DiscoverConfig:
     train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
     redraws: int = Field(default=15, ge=0, description="further training examples, with other words, for each of a built-in task's")
     unequal: Literal["skip", "error"] = Field(default="skip", description="pairs of prompts of different token length, under counterfactual")
+    bootstrap: bool = Field(default=False, description="resample the training examples with replacement, by the seed")
     only_correct: bool = Field(default=False, description="keep the examples that the full model gets right, in every split")
     answer_tokens: Literal["first", "all"] = Field(default="first", description="score an answer by its first token, or by each of its tokens")
     chat_template: bool = Field(default=False, description="give prompts as a user's turn of the tokenizer's chat template")
@@ -72,6 +75,7 @@ class DiscoverConfig:
     metrics: tuple[str, ...] = Field(default=(), description="further metrics, beside the task's own: prob_diff, cutoff_sharpness")
     force: bool = Field(default=False, description="go on where the full model itself is near chance on the task")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
+    data_seed: int | None = Field(default=None, ge=0, lt=2**31, description="seed of the data, where it is to be another one")
     device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
 
@@ -81,6 +85,7 @@ class DiscoverConfig:
     levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
     kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
+    polish: bool = Field(default=False, description="afterwards close, coarse to fine, what the circuit can do without within the budget")
 
     # How to learn (multigranular)
     steps: int = Field(default=360, ge=1, description="optimisation steps")
@@ -150,11 +155,17 @@ class DiscoverConfig:
 
     @model_validator(mode="after")
     def _fill_levels(self) -> DiscoverConfig:
+        if self.polish and self.keep is not None:
+            raise ValueError("polish closes nodes within the KL budget, and keep asks for a size: expected one of them, got both")
         for name, defaults in PER_LEVEL.items():
             object.__setattr__(self, name, {**defaults, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
             raise ValueError("penalties and learning_rates: expected numbers of at least 0")
         return self
+
+    @property
+    def seed_of_data(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields, as `config.yaml` holds it."""

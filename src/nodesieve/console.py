@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from nodesieve.compare import tables as comparison_tables
 from nodesieve.run import RunJournal
 
 if TYPE_CHECKING:
@@ -111,6 +112,44 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
     Console().print(table)
+
+
+def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
+    """From `nodesieve.size_curve`: one line a size, and the areas."""
+    for unit, part in curve.items():
+        table = Table(title=f"{title}: {'heads and MLPs' if unit == 'parts' else unit}", title_justify="left", box=None)
+        for heading in ("share", "nodes", "KL", "accuracy", "faithfulness"):
+            table.add_column(heading, justify="right")
+        for point in part["points"]:
+            table.add_row(f"{point['share']:g}", f"{point['nodes']:,}", *(_number(point[name]) for name in ("kl", "accuracy", "faithfulness")))
+        console = Console()
+        console.print(table)
+        console.print(
+            f"CPR {_number(part['cpr'])}, CMD {_number(part['cmd'])}, smallest share within the KL budget {part['compactness']:g}", highlight=False
+        )
+
+
+def print_agreement(found: Mapping[str, Any], *, title: str) -> None:
+    """From the `stability` command: Jaccard indices by level beside chance."""
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("level", "Jaccard, mean", "lowest", "highest", "by chance"):
+        table.add_column(heading, justify="left" if heading == "level" else "right")
+    for level, row in found["levels"].items():
+        table.add_row(level, *(f"{row[name]:.2f}" for name in ("jaccard", "lowest", "highest", "chance")))
+    Console().print(table)
+
+
+def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
+    """Two tables, a line a method in each, from `nodesieve.compare`."""
+    console = Console()
+    console.print(title, highlight=False, markup=False)
+    for subject, (headings, *lines) in comparison_tables(found["rows"]).items():
+        table = Table(title=subject, title_justify="left", box=None)
+        for heading in headings:
+            table.add_column(heading, justify="right" if heading != "method" else "left")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
 
 
 def print_levels(architecture: Architecture, *, title: str) -> None:

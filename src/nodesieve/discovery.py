@@ -1,4 +1,4 @@
-"""From a model and a task to a checked circuit: score, select, evaluate. The same road for every method.
+"""From a model and a task to a checked circuit: score, select, polish where asked to, evaluate. The same road for every method.
 
 Choices look at training and validation data only; the test split is measured once, at the end, by the circuit that was chosen.
 """
@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
+from nodesieve.polish import polish
 from nodesieve.problem import Loss, Problem, as_counts, make_problem
 from nodesieve.run import Run, describe
 from nodesieve.scores import Scores
@@ -65,13 +67,21 @@ def discover(
         scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
         raise Interrupted(_unfinished(problem, config, loaded, stopped.scores, journal)) from None
-    seconds = journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock
+    seconds = journal.seconds or (journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock)
 
     journal.say("selecting")
     selection = _select(problem, scores, config)
+    unpolished = selection
+    if config.polish:
+        journal.say("polishing")
+        selection = polish(problem, selection, config, journal)
+    passes = asdict(problem.model.passes)
     journal.say("evaluating")
     evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
     metrics = _metrics(problem, selection, evaluation, config, steps=len(journal.history), seconds=seconds)
+    metrics["passes"] = passes
+    if config.polish:
+        metrics["unpolished"] = {"size": unpolished.circuit.size, "validation_kl_upper": unpolished.kl_upper}
     return Run(
         config=config,
         circuit=selection.circuit,

@@ -13,6 +13,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,14 @@ IN_ONE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@dataclass
+class Passes:
+    """How many prompts have been read, and how many of them backwards too."""
+
+    forward: int = 0
+    backward: int = 0
+
+
 class GatedModel:
     """Runs `model` plainly, recorded or gated; always returns logits at the answer position only.
 
@@ -56,6 +65,7 @@ class GatedModel:
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture | None = None) -> None:
         self.model = model
+        self.passes = Passes()
         self.architecture: Architecture = architecture or resolve(model)
         modules = [module for places in self.architecture.places for module in places.layer.modules()]
         self._written_out = [module for module in modules if type(module).__name__ in IN_ONE]
@@ -72,6 +82,7 @@ class GatedModel:
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> Tensor:
         """The model as it is: logits at each prompt's last token, (B, V) in float32 (float64 for a float64 model)."""
+        self.passes.forward += len(tokens.input_ids)
         with self._frozen():
             return self._run(tokens)
 
@@ -79,6 +90,7 @@ class GatedModel:
     def record(self, tokens: Tokens) -> Activations:
         """What the five places hold when the model reads `tokens`; each (B, T, size of the place)."""
         recorder = Recorder()
+        self.passes.forward += len(tokens.input_ids)
         with self._frozen(), hooked(self.architecture.places, recorder.edit, recorder.route, rows=len(tokens.input_ids)):
             self._run(tokens)
         return recorder.seen
@@ -117,11 +129,14 @@ class GatedModel:
         if not each:
             return []
         gatings = [Gating(gates, self.model.dtype, None if shrunk is None else shrunk.live) for gates in each]
+        learning, count = torch.is_grad_enabled() and gatings[0].learns, len(tokens.input_ids)
+        self.passes.forward += count * (len(gatings) + (learning and recompute))
+        self.passes.backward += count * learning
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
+                self.passes.forward += count
                 return self._in_lockstep(tokens, gatings, values, shrunk, recompute)
             values = self.record(values.tokens)
-        learning = torch.is_grad_enabled() and gatings[0].learns
         alone = learning and self._answer_alone(tokens)
         with self._activations_in_one() if learning else nullcontext():
             first = self._gated(tokens, gatings[0], values, shrunk, recompute=recompute, answer_alone=alone)

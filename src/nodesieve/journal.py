@@ -37,6 +37,7 @@ class Journal:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
     phase: str = ""
+    seconds: float | None = None  # that scoring took, from a method that counts them over a stop
     scratch: Path | None = None  # where large temporary files may go
 
     def log(self, row: dict[str, Any]) -> None:

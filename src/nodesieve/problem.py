@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nodesieve.ablations import ABLATIONS, Ablation
 from nodesieve.architectures import locate
-from nodesieve.batches import Batch
+from nodesieve.batches import Batch, Split, mix
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -19,6 +19,7 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.metrics import kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import LevelTensors, NodeSpace
+from nodesieve.shrink import Shrunk
 from nodesieve.tasks.base import SPLITS, SplitName, Task
 from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
@@ -56,6 +57,7 @@ class Problem:
             return self
         model = copy.deepcopy(self.model.model).to(dtype)
         copied = GatedModel(model, locate(model, self.model.architecture.family))
+        copied.passes = self.model.passes  # one account for both
         return Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
 
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
@@ -71,26 +73,35 @@ class Problem:
         return self._full[split]
 
     @torch.no_grad()
-    def circuit_logits(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> Iterator[tuple[Batch, list[Tensor]]]:
+    def circuit_logits(
+        self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, within: Circuit | None = None
+    ) -> Iterator[tuple[Batch, list[Tensor]]]:
         """Batch by batch, the logits of each circuit (B, V); the ablation's own pass is shared by all of them.
 
         Args:
             first: only so many examples of the split.
+            within: a circuit that holds all of them; what is closed there is left out of the computation, which is faster and differs by float error.
         """
+        shrunk = None if within is None else self.cut(within.masks)
         gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
         for batch in self.task[split].batches(self.batch_size, first=first):
-            yield batch, self.model.gated_logits_of_each(batch.clean, gates, self.ablation.values(batch))
+            yield batch, self.model.gated_logits_of_each(batch.clean, gates, self.ablation.values(batch), shrunk=shrunk)
 
-    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None) -> list[Tensor]:
-        """The objective of every example of a split, one (n,) tensor a circuit."""
+    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, within: Circuit | None = None) -> list[Tensor]:
+        """The objective of every example of a split, one (n,) tensor a circuit; arguments as for `circuit_logits`."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
         batches = []
-        for batch, logits in self.circuit_logits(circuits, split, first=first):
+        for batch, logits in self.circuit_logits(circuits, split, first=first, within=within):
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
                 row.append(self.objective(full[batch.index], own, batch))
         return [torch.cat(row)[_order(batches)] for row in rows]
+
+    def cut(self, alive: Mapping[str, Tensor]) -> Shrunk:
+        """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed."""
+        neurons = alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True)
+        return self.model.cutter.cut(alive["head_dim"].any(-1), neurons)
 
 
 def _order(batches: Sequence[Batch]) -> Tensor:
@@ -121,10 +132,18 @@ def make_problem(
     model = gate(loaded.model)
     if config.only_correct:
         encoded = _only_correct(model, encoded)
+    if config.bootstrap and "train" in encoded.splits:
+        encoded = replace(encoded, splits={**encoded.splits, "train": _resampled(encoded["train"], config.seed)})
     problem = Problem(model, encoded, ablation=config.ablation, loss=loss)
     if not config.force:
         _refuse_chance(problem)
     return problem
+
+
+def _resampled(split: Split, seed: int) -> Split:
+    """As many examples, drawn with replacement."""
+    drawn = torch.randint(len(split), (len(split),), generator=torch.Generator().manual_seed(mix(seed, 17)))
+    return replace(split, examples=tuple(split.examples[i] for i in drawn.tolist()))
 
 
 def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:

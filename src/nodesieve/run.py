@@ -3,7 +3,7 @@
 Every file is written beside its place and moved there, so that it is whole or not there at all. The directory:
 
 - `circuit.safetensors`: a uint8 tensor a level, 1 = kept after closing; `log_alpha.LEVEL` (float32) for learned levels, `score.LEVEL` for
-  methods that only score.
+  methods that only score, `whole.LEVEL` where they score heads and MLP blocks as wholes too.
 - `circuit.json`, `metrics.json`, `config.yaml`, `history.jsonl`, `report.html`: see docs/files.md.
 - `checkpoint.safetensors`: what `discover --resume` goes on from.
 """
@@ -76,6 +76,7 @@ class Run:
         nodes = self.circuit.nodes
         tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}
         tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels if level in nodes.levels}
+        tensors |= {f"whole.{level}": value.float() for level, value in (self.scores.wholes or {}).items()}
         with replacing(out / CIRCUIT) as scratch:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch, metadata={"format": "pt"})
         write_json(out / DESCRIPTION, {**self.description, "thresholds": dict.fromkeys(self.scores.levels, self.threshold)})
@@ -115,7 +116,11 @@ def load_run(directory: str | Path) -> Run:
         config=config,
         circuit=Circuit.of(masks, nodes),
         scores=Scores(
-            values=values, nodes=nodes, levels=tuple(level for level in config.levels if level in nodes.levels), threshold=0.0 if learned else None
+            values=values,
+            nodes=nodes,
+            levels=tuple(level for level in nodes.levels if f"{kind}.{level}" in tensors),
+            threshold=0.0 if learned else None,
+            wholes={level: tensors[f"whole.{level}"] for level in LEVELS if f"whole.{level}" in tensors} or None,
         ),
         threshold=next(iter(thresholds.values())),
         metrics=metrics,

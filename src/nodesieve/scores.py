@@ -22,6 +22,8 @@ class Scores:
         levels: which levels the method scored.
         threshold: where the method itself draws the line; 0.0 for log_alpha. None: it only ranks.
         earlier: other scores that the method had on its way and thinks worth a look, at their own threshold.
+        other: another reading of what the method found, to be searched like this one; the better of the two on validation data is taken.
+        wholes: scores of heads and MLP blocks as wholes, where those in `values` are their descendants'.
     """
 
     values: LevelTensors
@@ -29,6 +31,8 @@ class Scores:
     levels: tuple[str, ...]
     threshold: float | None = None
     earlier: Scores | None = None
+    other: Scores | None = None
+    wholes: LevelTensors | None = None
 
     def circuit(self, threshold: float) -> Circuit:
         """Keep what scores above `threshold`, then close the hierarchy."""

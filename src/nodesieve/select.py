@@ -42,7 +42,12 @@ class Selection:
 
 
 def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
-    """The largest circuit of at most `keep` of the leaves."""
+    """The largest circuit of at most `keep` of the leaves; of two readings of the scores, that of lower KL."""
+    found = [_of_size(reading, measure, keep=keep, budget=budget) for reading in (scores, scores.other) if reading is not None]
+    return min(found, key=lambda selection: selection.kl)
+
+
+def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
     cuts = [-math.inf, *torch.unique(_reference(scores)).tolist()]
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
@@ -52,6 +57,15 @@ def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float)
 
 def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selection:
     """The smallest circuit within the KL budget; where no threshold meets it, the one of lowest KL, with `met` False."""
+    found = [selection for reading in (scores, scores.other) if reading is not None for selection in _searched(reading, measure, budget=budget)]
+    met = [selection for selection in found if selection.met]
+    if met:
+        return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
+    return min(found, key=lambda selection: selection.kl_upper)
+
+
+def _searched(scores: Scores, measure: Measure, *, budget: float) -> list[Selection]:
+    """Everything that was measured in search of the smallest circuit within the budget."""
     cuts = _grid(scores)
     tried: dict[int, Selection] = {}
 
@@ -75,10 +89,7 @@ def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selecti
     if scores.earlier is not None and scores.earlier.threshold is not None:
         circuit = scores.earlier.circuit(scores.earlier.threshold)
         found.append(_judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget))
-    met = [selection for selection in found if selection.met]
-    if met:
-        return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
-    return min(found, key=lambda selection: selection.kl_upper)
+    return found
 
 
 def _bracket(tried: dict[int, Selection], low: int, high: int) -> tuple[int, int]:

@@ -73,12 +73,14 @@ class Shrunk:
     """Cut weights of every layer in which enough is closed to pay for it.
 
     Attributes:
-        live: by place, then by layer, the live entries of the place, None where it is whole.
+        live: by place, then by layer, the entries of the place that are computed, None where it is whole.
+        live_heads, live_neurons: what it was made from, bool (L, H) and (L, F).
     """
 
     def __init__(self, cutter: Cutter, live_heads: Tensor, live_neurons: Tensor) -> None:
         architecture = cutter.architecture
         nodes = architecture.nodes
+        self.live_heads, self.live_neurons = live_heads, live_neurons
         self._places = architecture.places
         self._swaps: list[list[_Swap]] = []
         self._groups: list[Tensor | None] = []

@@ -9,7 +9,9 @@ from nodesieve.journal import Journal
 from nodesieve.methods.coarse import coarse
 from nodesieve.methods.fisher import fisher
 from nodesieve.methods.gradients import gate_gradient, gate_gradient_ig, uniform_gradient
+from nodesieve.methods.greedy import greedy
 from nodesieve.methods.multigranular import multigranular
+from nodesieve.methods.nested import nested
 from nodesieve.methods.plain import activation_difference, random, weight_magnitude
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -18,7 +20,9 @@ Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
 
 METHODS: dict[str, Method] = {
     "multigranular": multigranular,
+    "nested": nested,
     "coarse": coarse,
+    "greedy": greedy,
     "fisher": fisher,
     "gate_gradient": gate_gradient,
     "gate_gradient_ig": gate_gradient_ig,

@@ -27,7 +27,9 @@ EXAMPLES = 512  # enough to rank by: squares of gradients vary less over example
 
 def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Scores by Fisher information."""
-    return Scores(values=fisher_information(problem, config, journal), nodes=problem.nodes, levels=config.levels)
+    information = fisher_information(problem, config, journal)
+    wholes = {level: information[level] for level in ("head", "mlp_block")}
+    return Scores(values=information, nodes=problem.nodes, levels=config.levels, wholes=wholes)
 
 
 def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal, *, values: Values | None = None) -> LevelTensors:

@@ -1,6 +1,6 @@
 """Attribution baselines: how fast the logit difference changes as a node closes, to first order.
 
-All take |gradient of the logit difference to the node's gate|, averaged over training examples:
+All take the gradient of the logit difference to the node's gate, averaged over training examples:
 
 - `gate_gradient`: at gates of 1, where for a head or neuron it is gradient x (activation - ablation value), the quantity of attribution patching
   (Nanda 2023; Syed et al., arXiv 2310.10348).
@@ -9,11 +9,16 @@ All take |gradient of the logit difference to the node's gate|, averaged over tr
 - `gate_gradient_ig`: the same average for each example, over a grid of gate levels (midpoints): integrated gradients of the gates
   (Sundararajan et al., arXiv 1703.01365; cf. EAP-IG, Hanna et al., arXiv 2403.17806).
 
+It is read in two ways, and validation data says which serves better: by its size (a node that works against the answer is part of how the model comes
+to it), or with its sign (such a node is the first to go).
+
 Only head dimensions, neurons, experts and MLP outputs (and the embedding, where asked for) are scored; what lies above them gets the highest
-score among its descendants.
+score among its descendants. As wholes, heads and MLP blocks are scored by the sum over their leaves, which is the gradient to a gate of their own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -23,6 +28,7 @@ from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
 from nodesieve.metrics import logit_difference
+from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
 
@@ -68,4 +74,15 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
         for gradients in batches:
             for level, gradient in gradients.items():
                 total[level] += gradient.sum(0) / (count * len(gate_levels))
-    return Scores(values=raise_ancestors({level: value.abs().cpu() for level, value in total.items()}), nodes=nodes, levels=config.levels)
+    signed = {level: value.cpu() for level, value in total.items()}
+    wholes = {"head": signed["head_dim"].sum(-1), "mlp_block": signed["mlp_neuron"].sum(-1) + signed["expert"].sum(-1)}
+    by_sign = Scores(values=_raised(signed, levels, nodes), nodes=nodes, levels=config.levels, wholes=wholes)
+    by_size = _raised({level: value.abs() for level, value in signed.items()}, levels, nodes)
+    return Scores(values=by_size, nodes=nodes, levels=config.levels, wholes={level: x.abs() for level, x in wholes.items()}, other=by_sign)
+
+
+def _raised(values: LevelTensors, levels: Sequence[str], nodes: NodeSpace) -> LevelTensors:
+    """The scored nodes keep their values, what lies above them gets the highest; 0 where nothing below is scored."""
+    unknown = {level: torch.full_like(value, -torch.inf) for level, value in values.items()}
+    scored = {level: values[level].masked_fill(~nodes.present(level), -torch.inf) for level in levels}
+    return {level: value.masked_fill(value == -torch.inf, 0.0) for level, value in raise_ancestors({**unknown, **scored}).items()}

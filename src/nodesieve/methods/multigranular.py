@@ -16,6 +16,7 @@ The scores are the log_alphas: a node is open iff its log_alpha is above 0. Draw
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -193,9 +194,8 @@ class _Run:
     def shrink(self) -> None:
         """Cut out what has been dropped; a head or a neuron of which nothing is left to write too."""
         alive = with_ancestors({level: ~dropped for level, dropped in self.dropped.items()})
-        heads, neurons = alive["head_dim"].any(-1), alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True)
-        self.live = {"head": heads.sum(-1).tolist(), "mlp_neuron": neurons.sum(-1).tolist()}
-        self.shrunk = self.learner.model.cutter.cut(heads, neurons)
+        self.shrunk = self.learner.cut(alive)
+        self.live = {"head": self.shrunk.live_heads.sum(-1).tolist(), "mlp_neuron": self.shrunk.live_neurons.sum(-1).tolist()}
 
     def circuit(self) -> Circuit:
         """The binary circuit of now, closed."""
@@ -275,12 +275,21 @@ class _Run:
         tensors = {name: tensor.detach() for name, tensor in self.learned().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
         return State(
-            tensors=tensors, numbers={"step": self.step, "seconds": self.seconds, "best_size": self.best_size, "controller": self.controller.state()}
+            tensors=tensors,
+            numbers={
+                "step": self.step,
+                "seconds": self.seconds,
+                "best_size": self.best_size,
+                "controller": self.controller.state(),
+                "passes": asdict(self.problem.model.passes),
+            },
         )
 
     def restore(self, state: State) -> None:
         self.step, self.seconds, self.best_size = (state.numbers[name] for name in ("step", "seconds", "best_size"))
         self.controller.restore(state.numbers["controller"])
+        self.problem.model.passes.forward += state.numbers["passes"]["forward"]
+        self.problem.model.passes.backward += state.numbers["passes"]["backward"]
         for level, x in self.log_alpha.items():
             with torch.no_grad():
                 x.copy_(state.tensors[f"log_alpha.{level}"])

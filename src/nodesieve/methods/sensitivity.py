@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import Activations, Corrupted
-from nodesieve.batches import Batch, mix
+from nodesieve.batches import Batch, Split, mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
@@ -42,26 +42,31 @@ def gate_gradients(
     value: Value,
     examples: int,
     values: Values | None = None,
+    gates: LevelTensors | None = None,
+    train: Split | None = None,
 ) -> Iterator[LevelTensors]:
     """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)).
 
     Args:
-        moved: the levels whose gates are held at `gate_level`; all others are open.
+        moved: the levels whose gates are held at `gate_level` times their own.
         values: what closed nodes hold; by default the problem's own ablation.
+        gates: where gates are, (*shape(level)); by default open.
+        train: other examples than those of the training split.
     """
-    train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
+    train, nodes, device = train or problem.task["train"], problem.nodes, problem.model.device
+    start = {level: x.to(device) for level, x in (gates or nodes.full(1.0)).items()}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
     done, count = 0, min(examples, len(train))
     for batch in train.batches(config.batch_size, first=count):
         size = len(batch.answers)
         here = gate_level(size, generator).to(device)
-        gates = {level: torch.ones(size, *nodes.shape(level), device=device) for level in LEVELS}
+        each = {level: start[level].repeat(size, *[1] * start[level].dim()) for level in LEVELS}
         for level in levels:
             if level in moved:
-                gates[level] *= here.reshape(size, *[1] * len(nodes.shape(level)))
-            gates[level].requires_grad_()
-        logits = problem.model.gated_logits(batch.clean, gates, (values or problem.ablation.values)(batch), recompute=config.memory == "low")
-        gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [gates[level] for level in levels])
+                each[level] *= here.reshape(size, *[1] * start[level].dim())
+            each[level].requires_grad_()
+        logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), recompute=config.memory == "low")
+        gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [each[level] for level in levels])
         yield dict(zip(levels, gradients, strict=True))
         done += size
         journal.progress(done, count)

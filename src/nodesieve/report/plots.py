@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,6 +75,34 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     return _svg(figure, "Training: KL, open shares and lambda by step")
 
 
+def size_curves(lines: Mapping[str, Sequence[tuple[float, float]]], budget: float) -> str:
+    """By method, KL against the share of leaves kept, both on log scales."""
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (method, points) in enumerate(lines.items()):
+        shares, kls = zip(*points, strict=True)
+        look = ("-" if number < len(COLOURS) else "--") + "o"
+        axes.plot(
+            [100 * share for share in shares], [max(kl, 1e-3) for kl in kls], look, color=COLOURS[number % len(COLOURS)], markersize=3, label=method
+        )
+    axes.axhline(budget, color=MUTED, linestyle=":", label="budget")
+    axes.set(xscale="log", yscale="log", xlabel="leaves kept, %", ylabel="KL, nats")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _plain(axes)
+    return _svg(figure, "KL by share of leaves kept, by method")
+
+
+def circuit_sizes(sizes: Mapping[str, tuple[float, bool]]) -> str:
+    """By method, the share of leaves of its smallest circuit; pale where no circuit met the budget."""
+    figure = Figure(figsize=(6.8, 0.6 + 0.32 * len(sizes)), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(sizes)[::-1]
+    axes.barh(names, [100 * sizes[name][0] for name in names], color=[COLOURS[0] if sizes[name][1] else MUTED for name in names])
+    axes.set(xlabel="leaves kept, %", xlim=(0, 100))
+    _plain(axes)
+    return _svg(figure, "Leaves kept by the smallest circuit of each method")
+
+
 def _smooth(values: Sequence[float], weight: float = 0.1) -> list[float]:
     out: list[float] = []
     for value in values:
@@ -93,7 +122,8 @@ def _plain(axes: Any) -> None:
 def _svg(figure: Figure, title: str) -> str:
     """An <svg> element that stands for itself in a page: no XML prologue, a title for screen readers, ids of its own."""
     stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Title": title})
+    with rc_context({"svg.hashsalt": title}):  # the same ids each time
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Title": title})
     text = stream.getvalue()
     svg = text[text.index("<svg") :]
     prefix = re.sub(r"\W+", "-", title.lower()).strip("-")[:24]

@@ -1,0 +1,5 @@
+"""`python -m nodesieve` is `nodesieve`."""
+
+from nodesieve.cli import main
+
+main()

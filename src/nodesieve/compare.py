@@ -1,0 +1,160 @@
+"""Methods side by side on one model and task: the smallest circuit of each within the budget, and how good its scores are as a ranking.
+
+Each method and seed is a run in DIR/METHOD-SEED, in a process of its own, through the same selection (and polishing, where asked for); what is
+there is not made again. `size_curve.json` beside it says how circuits of ten sizes cut from its scores do. `compare.json` holds a row for each run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from nodesieve.config import DiscoverConfig, MethodName
+from nodesieve.errors import UserError
+from nodesieve.evaluation import problem_of
+from nodesieve.models import LoadedModel
+from nodesieve.run import Run, load_run, versions, write_json
+from nodesieve.size_curve import size_curve
+from nodesieve.spawn import ensure_run
+from nodesieve.tasks.load import load_task
+
+COMPARISON, CURVE = "compare.json", "size_curve.json"
+
+
+def compare(
+    load: Callable[[], LoadedModel],
+    config: DiscoverConfig,
+    directory: Path,
+    *,
+    methods: Sequence[MethodName],
+    seeds: Sequence[int],
+    quiet: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Make or read every run, write `compare.json` and return what it holds: `rows`, one a method and seed.
+
+    Args:
+        load: gives the model, when the first circuit is to be measured.
+        config: options that all runs share.
+        say: told what begins.
+
+    Raises:
+        UserError, KeyboardInterrupt: as `ensure_run`; runs that are done stay.
+    """
+    plan = [(method, seed) for seed in seeds for method in methods]
+    about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget, "versions": versions()}
+    loaded: LoadedModel | None = None
+    rows: list[dict[str, Any]] = []
+    for method, seed in plan:
+        place = directory / f"{method}-{seed}"
+        say(f"{method}, seed {seed}: {len(rows) + 1} of {len(plan)}")
+        ensure_run(place, replace(config, method=method, seed=seed), quiet=quiet, trust_remote_code=trust_remote_code)
+        run = load_run(place)
+        if not (place / CURVE).is_file():
+            loaded = loaded or load()
+            write_json(place / CURVE, curve_of(loaded, run))
+        rows.append(row(run, _read(place / CURVE)))
+        write_json(directory / COMPARISON, {**about, "rows": rows})
+    return {**about, "rows": rows}
+
+
+def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:
+    """The size curve of a run's scores on its own test data."""
+    config = run.config
+    task = load_task(config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
+    return size_curve(problem_of(loaded, task, run), run.scores, budget=config.kl_budget)
+
+
+def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = run.metrics
+    return {
+        "method": run.config.method,
+        "seed": run.config.seed,
+        "met": metrics["budget"]["met"],
+        "budget": metrics["budget"]["kl"],
+        "size": metrics["size"],
+        "nodes": metrics["nodes"],
+        "parameters": metrics["parameters"],
+        "validation_kl_upper": metrics["budget"]["validation_kl_upper"],
+        "test": metrics["circuit"]["test"],
+        "intervals": metrics["intervals"]["test"],
+        "full": metrics["full"]["test"],
+        "seconds": metrics["seconds"],
+        "peak_memory_bytes": metrics["peak_memory_bytes"],
+        "passes": metrics["passes"],
+        "curve": dict(curve),
+    }
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line a method: means over seeds of what the table shows; `runs` and `met` say how many there are and how many met the budget."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        line: dict[str, Any] = {"method": method, "runs": len(own), "met": sum(row["met"] for row in own)}
+        line |= {level: mean(row["nodes"][level]["kept"] for row in own) for level in own[0]["nodes"]}
+        line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
+        line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
+        for unit in ("parts", "leaves"):
+            for area in ("cpr", "cmd", "compactness"):
+                values = [row["curve"][unit][area] for row in own]
+                line[f"{unit}_{area}"] = None if None in values else mean(values)
+        line["leaves_kl"] = {
+            point["share"]: mean(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
+            for place, point in enumerate(own[0]["curve"]["leaves"]["points"])
+        }
+        line |= {"seconds": mean(row["seconds"] for row in own), "peak_memory_bytes": mean(row["peak_memory_bytes"] for row in own)}
+        line |= {f"{way}_passes": mean(row["passes"][way] for row in own) for way in ("forward", "backward")}
+        lines.append(line)
+    return lines
+
+
+# title -> heading -> the cell, from a line of `means`
+TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    "smallest circuit": {
+        "method": lambda line: line["method"],
+        "within budget": lambda line: f"{line['met']} of {line['runs']}",
+        "heads": lambda line: f"{line['head']:,.0f}",
+        "MLPs": lambda line: f"{line['mlp_block']:,.0f}",
+        "dims": lambda line: f"{line['head_dim']:,.0f}",
+        "neurons": lambda line: f"{line.get('mlp_neuron', 0) + line.get('expert', 0):,.0f}",
+        "outputs": lambda line: f"{line['mlp_output']:,.0f}",
+        "size": lambda line: f"{100 * line['size']:.1f}%",
+        "parameters": lambda line: f"{100 * line['parameters']:.1f}%",
+        "test KL": lambda line: f"{line['kl']:.3f}",
+        "s": lambda line: f"{line['seconds']:,.0f}",
+        "GB": lambda line: f"{line['peak_memory_bytes'] / 1e9:.2f}",
+        "passes": lambda line: f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
+    },
+    "as a ranking": {
+        "method": lambda line: line["method"],
+        **{
+            f"{area}, {unit}": lambda line, key=f"{unit}_{name}": "-" if line[key] is None else f"{line[key]:.{3 if 'compact' in key else 2}f}"  # type: ignore[misc]
+            for unit in ("parts", "leaves")
+            for area, name in (("CPR", "cpr"), ("CMD", "cmd"), ("compactness", "compactness"))
+        },
+        "KL at 5%": lambda line: f"{line['leaves_kl'][0.05]:.2f}",
+        "10%": lambda line: f"{line['leaves_kl'][0.1]:.2f}",
+        "20%": lambda line: f"{line['leaves_kl'][0.2]:.2f}",
+        "50%": lambda line: f"{line['leaves_kl'][0.5]:.2f}",
+    },
+}
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """By title: headings, then a line a method. Where a method met the budget with no circuit, the one of lowest KL stands there."""
+    lines = means(rows)
+    return {title: [list(cells), *([cell(line) for cell in cells.values()] for line in lines)] for title, cells in TABLES.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected JSON, could not read {str(path)!r}: {error}; remove it to measure again") from error
+    return content

@@ -1,0 +1,157 @@
+"""A ranking that holds at every size, from one run: circuits of any size are cut from it without learning anew.
+
+Each node has one number. A leaf's rank goes by its own number plus those of its head (or none), its block and its layer, so that blocks and heads
+rise and fall as wholes. Each example of a batch draws a size, and the leaves that stand highest up to that size are opened, softly at the edge:
+their distance from the edge is the log_alpha of hard-concrete gates (`nodesieve.gates`), whose gradients go straight through the clipping. The edge
+moves with the ranking, so that what one leaf gains others lose. The loss is log(1 + KL(full || gated)), which keeps the smallest sizes, at which no
+circuit can do the task, from deciding everything. Cf. Matryoshka representations (Kusupati et al., arXiv 2205.13147) and Matryoshka attribution
+(arXiv 2609.25518). Outputs of MLPs are not ranked; each is open while its block is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nodesieve import gates
+from nodesieve.batches import mix
+from nodesieve.cache import TrainingCache
+from nodesieve.config import DiscoverConfig
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal, State
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.methods.fisher import fisher_information
+from nodesieve.models import learning_dtype
+from nodesieve.nodes import LevelTensors, NodeSpace, up_to
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores, raise_ancestors
+
+SMALLEST = 0.01  # sizes are drawn evenly on a log scale from here to everything
+START = 3.0  # the leaves' numbers at the start are spread evenly over this much, by rank of Fisher information
+LEARNING_RATE = 0.05
+ADAM_BETAS = (0.9, 0.99)
+SAVE_EVERY = 50
+
+
+def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+    """Learn a ranking of the leaves for `config.steps` steps; resumable."""
+    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+    cache = TrainingCache(learner, config, journal.scratch)
+    ranking = _Ranking(problem.nodes, config, problem.model.device)
+    state = journal.load()
+    began = time.monotonic()
+    if state is None:
+        ranking.start(fisher_information(learner, config, journal, values=cache.values))
+    else:
+        ranking.restore(state)
+        began -= ranking.seconds
+    train = problem.task["train"]
+    while ranking.step < config.steps:
+        batch = train.training_batch(ranking.step, config.batch_size, config.seed)
+        sampled, sizes = ranking.sample(len(batch.answers))
+        logits = learner.model.gated_logits(batch.clean, sampled, cache.values(batch), recompute=config.memory == "low")
+        kl = problem.objective(cache.answers(batch), logits, batch)
+        ranking.descend(kl.log1p().mean())
+        ranking.seconds = time.monotonic() - began
+        journal.log({"step": ranking.step, "seconds": ranking.seconds, "kl": kl.mean().item(), **_by_size(kl.detach(), sizes)})
+        journal.progress(ranking.step, config.steps, kl=kl.mean().item())
+        if journal.stopping or ranking.step % SAVE_EVERY == 0:
+            journal.save(ranking.state())
+        if journal.stopping:
+            raise KeyboardInterrupt
+    return ranking.scores()
+
+
+def _by_size(kl: Tensor, sizes: Tensor) -> dict[str, Any]:
+    return {"sizes": [round(size, 4) for size in sizes.tolist()], "kls": [round(x, 4) for x in kl.tolist()]}
+
+
+class _Ranking:
+    def __init__(self, nodes: NodeSpace, config: DiscoverConfig, device: torch.device) -> None:
+        self.nodes, self.config, self.device = nodes, config, device
+        self.leaves = [level for level in LEAVES if level in config.levels and level in nodes.levels]
+        if not self.leaves:
+            raise UserError(f"--method nested expects --levels with some of {', '.join(LEAVES)}, got {', '.join(config.levels)}")
+        above = [level for level in ("layer", "attention_block", "mlp_block", "head") if level in config.levels]
+        self.levels = (*above, *self.leaves)
+        self.values = {level: torch.zeros(nodes.shape(level), device=device, requires_grad=True) for level in self.levels}
+        self.adam = torch.optim.Adam(list(self.values.values()), lr=LEARNING_RATE, betas=ADAM_BETAS)
+        self.present = torch.cat([nodes.present(level).flatten() for level in self.leaves]).to(device)
+        self.step = 0
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def start(self, information: LevelTensors) -> None:
+        flat = torch.cat([information[level].flatten() for level in self.leaves]).to(self.device)
+        rank = torch.empty_like(flat)
+        rank[flat.argsort(stable=True)] = torch.linspace(0, START, len(flat), device=self.device)
+        for level, own in zip(self.leaves, rank.split([self.values[level].numel() for level in self.leaves]), strict=True):  # type: ignore[no-untyped-call]
+            self.values[level].copy_(own.reshape(self.values[level].shape))
+
+    def standing(self) -> LevelTensors:
+        """Of each leaf: its own number and those of all that lies above it."""
+        found = {}
+        for leaf in self.leaves:
+            total, level = self.values[leaf], LEVELS[leaf].parent
+            while level is not None:
+                if level in self.values:
+                    total = total + up_to(total, self.values[level])
+                level = LEVELS[level].parent
+            found[leaf] = total
+        return found
+
+    def sample(self, batch: int) -> tuple[LevelTensors, Tensor]:
+        """Gates of each example, (B, *shape(level)), and its size, (B,)."""
+        generator = torch.Generator(self.device).manual_seed(mix(self.config.seed, self.step, 13))
+        place = (torch.arange(batch, device=self.device) + torch.rand(batch, generator=generator, device=self.device)) / batch
+        sizes = torch.exp(math.log(SMALLEST) * (1 - place))  # one in each of B stretches of the log scale
+        standing = self.standing()
+        flat = torch.cat([standing[leaf].flatten() for leaf in self.leaves])
+        ordered = flat.detach()[self.present].sort(descending=True).values
+        edge = ordered[(sizes * (len(ordered) - 1)).long()]  # (B,)
+        distance = flat - edge.unsqueeze(1)  # (B, leaves)
+        with torch.no_grad():
+            p = gates.open_probability(distance)
+            weight = (p * (1 - p)).masked_fill(~self.present, 0.0)
+            weight /= weight.sum(-1, keepdim=True).clamp(min=1e-12)
+        moved = (weight * flat).sum(-1, keepdim=True)  # the edge's gradient: as many leaves are open before a step and after it
+        distance = distance - (moved - moved.detach())
+        drawn = torch.stack([gates.sample(row, batch=1, generator=generator)[0] for row in distance.detach()])
+        z = gates.straight_through(drawn, distance).split([standing[leaf].numel() for leaf in self.leaves], -1)  # type: ignore[no-untyped-call]
+        sampled = {level: torch.ones(batch, *self.nodes.shape(level), device=self.device) for level in LEVELS}
+        return sampled | {leaf: own.reshape(batch, *self.nodes.shape(leaf)) for leaf, own in zip(self.leaves, z, strict=True)}, sizes
+
+    def descend(self, loss: Tensor) -> None:
+        progress = self.step / self.config.steps
+        for group in self.adam.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - (1 - self.config.learning_rate_final) * max(0.0, (progress - 0.25) / 0.75))
+        self.adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
+        self.step += 1
+
+    @torch.no_grad()
+    def scores(self) -> Scores:
+        low = {level: torch.full(self.nodes.shape(level), -torch.inf) for level in LEVELS}
+        own = {leaf: x.detach().float().cpu().masked_fill(~self.nodes.present(leaf), -torch.inf) for leaf, x in self.standing().items()}
+        raised = raise_ancestors(low | own)
+        values = {level: x.masked_fill(x == -torch.inf, 0.0) for level, x in raised.items()}
+        return Scores(values=values, nodes=self.nodes, levels=self.levels)
+
+    def state(self) -> State:
+        tensors = {f"value.{level}": x.detach() for level, x in self.values.items()}
+        for level, x in self.values.items():
+            tensors |= {f"{moment}.{level}": self.adam.state[x][moment] for moment in ("exp_avg", "exp_avg_sq")}
+        return State(tensors=tensors, numbers={"step": self.step, "seconds": self.seconds})
+
+    def restore(self, state: State) -> None:
+        self.step, self.seconds = state.numbers["step"], state.numbers["seconds"]
+        for level, x in self.values.items():
+            with torch.no_grad():
+                x.copy_(state.tensors[f"value.{level}"])
+            moments = {moment: state.tensors[f"{moment}.{level}"].to(self.device).clone() for moment in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[x] = {"step": torch.tensor(float(self.step)), **moments}

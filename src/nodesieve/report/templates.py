@@ -1,0 +1,25 @@
+"""The pages' templates, which lie beside this file; everything put into one is escaped."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("nodesieve", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=_number, count=_count, share=_share)
+    return environment.get_template(name)
+
+
+def _number(value: object) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _share(part: dict[str, int]) -> str:
+    return f"{100 * part['kept'] / max(1, part['total']):.1f}%"

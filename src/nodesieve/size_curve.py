@@ -1,0 +1,98 @@
+"""How good are a method's scores as a ranking? Circuits cut at ten sizes, measured alike; areas under what they reach.
+
+Sizes are those of the Mechanistic Interpretability Benchmark (Mueller et al., arXiv 2504.13151): for each share the int(share * n) nodes that score
+highest, among heads and MLP blocks ("parts") or among leaves, with everything above and below them open and nothing else. CPR is the area under
+faithfulness, CMD the area between faithfulness and 1, by trapezoids over the share on a linear axis; compactness is the smallest share whose KL is
+within the budget. CPR rewards circuits that answer more strongly than the model, CMD and compactness do not. Shares of nodes are not shares of
+edges, so no area here compares with one made from edges.
+
+Where a node stands in a ranking is the highest threshold at which `Scores.circuit` still keeps it, so a node is no better than its ancestors nor
+than the best of its descendants; a method that scores heads and MLPs as wholes is ranked by those scores (`Scores.wholes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.evaluation import measure_with_faithfulness
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import LevelTensors, up_to
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores
+from nodesieve.tasks.base import SplitName
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+UNITS: dict[str, tuple[str, ...]] = {"parts": ("head", "mlp_block"), "leaves": LEAVES}
+AT_ONCE = 5
+
+
+def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", budget: float) -> dict[str, dict[str, Any]]:
+    """By unit ("parts", "leaves"): `points` (share, nodes, kl, accuracy, faithfulness, ...), `cpr`, `cmd` and `compactness`.
+
+    The areas are None where faithfulness is not defined: for a task without distractors.
+    """
+    found = {}
+    for unit in UNITS:
+        circuits = [cut(scores, unit, share) for share in SHARES]
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(circuits), AT_ONCE):
+            rows += measure_with_faithfulness(problem, circuits[start : start + AT_ONCE], split)
+        total = sum(scores.nodes.count(level) for level in UNITS[unit])
+        points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
+        found[unit] = {"points": points, **areas(points), "compactness": compactness(points, budget)}
+    return found
+
+
+def cut(scores: Scores, unit: str, share: float) -> Circuit:
+    """The int(share * n) nodes of `unit` that stand highest, what lies above them and, for parts, what lies below."""
+    nodes, levels = scores.nodes, UNITS[unit]
+    ranking = standing(scores) if unit == "leaves" or scores.wholes is None else scores.wholes
+    present = torch.cat([nodes.present(level).flatten() for level in levels])
+    ranked = torch.cat([ranking[level].flatten() for level in levels]).masked_fill(~present, -torch.inf)
+    kept = torch.zeros_like(present)
+    kept[ranked.argsort(descending=True, stable=True)[: int(share * int(present.sum()))]] = True
+    masks = {level: nodes.present(level) for level in LEVELS}
+    sizes = [nodes.present(level).numel() for level in levels]
+    for level, own in zip(levels, kept.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+        masks[level] = own.reshape(nodes.shape(level))
+    return Circuit.of(masks, nodes)
+
+
+def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """`cpr` and `cmd` of points with a `share`, ascending, and a `faithfulness`."""
+    if any(point["faithfulness"] is None for point in points):
+        return {"cpr": None, "cmd": None}
+    cpr = cmd = 0.0
+    for low, high in pairwise(points):
+        width = (high["share"] - low["share"]) / 2
+        cpr += width * (low["faithfulness"] + high["faithfulness"])
+        cmd += width * (abs(1 - low["faithfulness"]) + abs(1 - high["faithfulness"]))
+    return {"cpr": cpr, "cmd": cmd}
+
+
+def compactness(points: Sequence[Mapping[str, Any]], budget: float) -> float:
+    """The smallest share whose mean KL is within the budget; the whole model's always is."""
+    return min((point["share"] for point in points if point["kl"] <= budget), default=1.0)
+
+
+def standing(scores: Scores) -> LevelTensors:
+    """The highest threshold at which `scores.circuit` keeps each node, (*shape(level)): closing, with minima for "and" and maxima for "or"."""
+    own: LevelTensors = {}
+    for level in LEVELS:
+        value = scores.values[level].float() if level in scores.levels else torch.full(scores.nodes.shape(level), torch.inf)
+        own[level] = value.masked_fill(~scores.nodes.present(level), -torch.inf)
+    head = torch.minimum(own["head"], own["head_dim"].amax(-1))
+    attention = torch.minimum(own["attention_block"], head.amax(-1))
+    hidden = torch.cat([own["mlp_neuron"], own["expert"]], -1).amax(-1)
+    mlp = own["mlp_block"].minimum(hidden).minimum(own["mlp_output"].amax(-1))
+    layer = torch.minimum(own["layer"], torch.maximum(attention, mlp))
+    own |= {"layer": layer, "attention_block": attention, "mlp_block": mlp, "head": head}
+    found: LevelTensors = {}
+    for name, row in LEVELS.items():
+        found[name] = own[name] if row.parent is None else torch.minimum(own[name], up_to(own[name], found[row.parent]))
+    return found

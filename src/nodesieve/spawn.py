@@ -1,0 +1,56 @@
+"""Discoveries in processes of their own, one after another: what each needs in memory is then its own, and a finished one is never made again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nodesieve.config import DiscoverConfig
+from nodesieve.errors import UserError
+from nodesieve.run import CHECKPOINT, CONFIG, METRICS, read_config, write_config
+
+INTERRUPTED = 130
+
+
+def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:
+    """`nodesieve discover` into `directory`, unless that has been done; an unfinished run is gone on with.
+
+    Raises:
+        UserError: the directory holds a run with other options, or the run failed.
+        KeyboardInterrupt: the run was stopped.
+    """
+    if (directory / CONFIG).is_file():
+        _refuse_others(directory, config)
+    if (directory / METRICS).is_file() and not (directory / CHECKPOINT).is_file():
+        return
+    flags = ["--quiet"] if quiet else []
+    if (directory / CHECKPOINT).is_file():
+        flags += ["--resume", str(directory)]
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_config(directory, config)
+        flags += ["--config", str(directory / CONFIG), "--out", str(directory), "--overwrite"]
+    flags += ["--trust-remote-code"] if trust_remote_code else []
+    done = subprocess.run([sys.executable, "-m", "nodesieve", "discover", *flags], check=False, stdout=subprocess.DEVNULL)  # noqa: S603
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
+
+
+def _refuse_others(directory: Path, config: DiscoverConfig) -> None:
+    there, wanted = (_comparable(options) for options in (read_config(directory).to_dict(), config.to_dict()))
+    differing = [name for name in wanted if there[name] != wanted[name]]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"expected a run with {name} = {wanted[name]!r} in {str(directory)!r}, found one with {there[name]!r}; "
+            "choose another directory or remove it"
+        )
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

@@ -1,0 +1,77 @@
+"""Polishing: what the circuit can do without goes, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.discovery import discover
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.metrics import upper_bound
+from nodesieve.polish import polish
+from nodesieve.problem import Problem, make_problem
+from nodesieve.scores import Scores
+from nodesieve.select import Selection
+from planted import PLANTED, planted_model, planted_task
+
+BUDGET = 0.1
+CONFIG = make_config({"kl_budget": BUDGET, "batch_size": 8})
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make_problem(planted_model(), planted_task(), DiscoverConfig())
+
+
+def selected(problem: Problem, circuit: Circuit, levels: tuple[str, ...] = DEFAULT_LEVELS) -> Selection:
+    scores = Scores(values={level: torch.ones(problem.nodes.shape(level)) for level in LEVELS}, nodes=problem.nodes, levels=levels)
+    (kl,) = problem.losses([circuit], "validation")
+    upper = upper_bound(kl)
+    return Selection(circuit=circuit, scores=scores, threshold=0.5, kl=float(kl.mean()), kl_upper=upper, met=upper <= BUDGET)
+
+
+def test_from_the_whole_model_down_to_the_plant(problem: Problem) -> None:
+    polished = polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal())
+    assert {level: {tuple(index) for index in polished.circuit.masks[level].nonzero().tolist()} for level in PLANTED} == PLANTED
+    assert polished.met
+    assert polished.kl_upper <= BUDGET
+    (kl,) = problem.losses([polished.circuit], "validation")
+    assert polished.kl == pytest.approx(float(kl.mean()))
+
+
+def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
+    masks = {level: torch.zeros(problem.nodes.shape(level), dtype=torch.bool) for level in LEVELS}
+    for level, indices in PLANTED.items():
+        for index in indices:
+            masks[level][index] = True
+    circuit = Circuit.of(masks, problem.nodes)
+    assert polish(problem, selected(problem, circuit), CONFIG, Journal()).circuit.fingerprint == circuit.fingerprint
+
+
+def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:
+    polished = polish(problem, selected(problem, Circuit.whole(problem.nodes), levels=("head",)), CONFIG, Journal())
+    assert {tuple(index) for index in polished.circuit.masks["head"].nonzero().tolist()} == PLANTED["head"]
+    assert polished.circuit.kept("mlp_neuron") == problem.nodes.count("mlp_neuron")
+
+
+def test_a_circuit_over_the_budget_comes_back_as_it_is(problem: Problem) -> None:
+    selection = replace(selected(problem, Circuit.whole(problem.nodes)), met=False)
+    assert polish(problem, selection, CONFIG, Journal()) is selection
+
+
+def test_a_run_says_what_there_was_before() -> None:
+    config = make_config({"kl_budget": BUDGET, "method": "activation_difference", "polish": True, "batch_size": 8})
+    run = discover(planted_model(), planted_task(), config)
+    assert run.circuit.size <= run.metrics["unpolished"]["size"]
+    assert {level: {tuple(index) for index in run.circuit.masks[level].nonzero().tolist()} for level in PLANTED} == PLANTED
+
+
+def test_a_size_and_polishing_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="polish closes nodes within the KL budget"):
+        make_config({"polish": True, "keep": 0.1})

@@ -1,0 +1,71 @@
+"""`greedy` and `nested`: what they find on a model whose circuit is known, and that they go on where they were stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nodesieve.config import make_config
+from nodesieve.discovery import discover
+from nodesieve.journal import Journal
+from nodesieve.levels import LEAVES
+from nodesieve.methods import METHODS
+from nodesieve.problem import make_problem
+from nodesieve.run import RunJournal
+from nodesieve.size_curve import UNITS, cut
+from planted import PLANTED, planted_model, planted_task
+
+BUDGET = 0.1
+
+
+def test_greedy_keeps_the_planted_heads_and_blocks_whole() -> None:
+    run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": "greedy"}))
+    for level in ("head", "mlp_block"):
+        assert {tuple(index) for index in run.circuit.masks[level].nonzero().tolist()} == PLANTED[level]
+    assert run.circuit.kept("head_dim") == run.circuit.kept("head") * run.circuit.nodes.head_dim
+    assert run.metrics["budget"]["met"]
+
+
+def test_greedy_goes_from_the_last_node_back() -> None:
+    problem = make_problem(planted_model(), planted_task(), make_config({}))
+    scores = METHODS["greedy"](problem, make_config({"kl_budget": BUDGET}), Journal())
+    planted = {("head", *index) for index in PLANTED["head"]} | {("mlp_block", *index) for index in PLANTED["mlp_block"]}
+    gone = [(float(scores.values[level][index]), level, *index) for level in UNITS["parts"] for index in _all(scores.values[level])]
+    first = [tuple(rest) for _, *rest in sorted(gone)][: len(gone) - len(planted)]
+    layers = [index[1] for index in first]
+    assert layers == sorted(layers, reverse=True)  # nothing but the plant costs anything: all the rest goes in the first sweep
+    assert not planted & set(first)
+
+
+def test_nested_ranks_the_plant_first_at_every_size() -> None:
+    config = make_config({"kl_budget": BUDGET, "method": "nested", "steps": 200, "batch_size": 16})
+    run = discover(planted_model(), planted_task(), config)
+    leaves = {(level, *index) for level in LEAVES if level in PLANTED for index in PLANTED[level]}
+    total = sum(run.circuit.nodes.count(level) for level in LEAVES)
+    top = cut(run.scores, "leaves", (len(leaves) + 0.5) / total)
+    assert {(level, *index) for level in LEAVES for index in map(tuple, top.masks[level].nonzero().tolist())} == leaves
+    assert run.metrics["budget"]["met"]
+    assert run.metrics["size"] == pytest.approx(len(leaves) / total)
+
+
+@pytest.mark.parametrize("method", ["greedy", "nested"])
+def test_stopped_it_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path) -> None:
+    problem = make_problem(planted_model(), planted_task(), make_config({}))
+    config = make_config({"kl_budget": BUDGET, "method": method, "steps": 12, "batch_size": 8})
+
+    class Stopping(RunJournal):
+        def progress(self, step: int, total: int, **facts: float) -> None:
+            self.stopping = step == 5
+
+    whole = METHODS[method](problem, config, Journal())
+    with pytest.raises(KeyboardInterrupt):
+        METHODS[method](problem, config, Stopping(tmp_path))
+    again = METHODS[method](problem, config, RunJournal(tmp_path))
+    for level in whole.levels:
+        torch.testing.assert_close(again.values[level], whole.values[level])
+
+
+def _all(values: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(index) for index in torch.ones_like(values).nonzero().tolist()]

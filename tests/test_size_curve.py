@@ -1,0 +1,92 @@
+"""Circuits of ten sizes, and the areas under what they reach."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.config import make_config
+from nodesieve.journal import Journal
+from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
+from nodesieve.methods import METHODS
+from nodesieve.nodes import NodeSpace
+from nodesieve.scores import Scores
+from nodesieve.size_curve import SHARES, areas, compactness, cut, size_curve, standing
+from test_cache import make_problem
+
+NODES = NodeSpace(layers=3, heads=4, head_dim=5, neurons=20, width=8)
+MIXED = NodeSpace(layers=3, heads=4, head_dim=5, neurons=20, width=8, experts=4, expert_layers=frozenset({1}))
+
+
+def drawn(nodes: NodeSpace, *, seed: int = 0, levels: tuple[str, ...] = DEFAULT_LEVELS) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    values = {level: torch.randn(nodes.shape(level), generator=generator) for level in LEVELS}
+    return Scores(values=values, nodes=nodes, levels=levels)
+
+
+def test_areas_by_hand() -> None:
+    points = [{"share": 0.0, "faithfulness": 0.0}, {"share": 0.5, "faithfulness": 1.2}, {"share": 1.0, "faithfulness": 1.0}]
+    # Under faithfulness: 0.5 * (0 + 1.2) / 2 + 0.5 * (1.2 + 1) / 2; between it and 1: 0.5 * (1 + 0.2) / 2 + 0.5 * (0.2 + 0) / 2.
+    assert areas(points) == {"cpr": pytest.approx(0.3 + 0.55), "cmd": pytest.approx(0.3 + 0.05)}
+    assert areas([*points[:2], {"share": 1.0, "faithfulness": None}]) == {"cpr": None, "cmd": None}
+
+
+def test_compactness_is_the_smallest_share_within_the_budget() -> None:
+    points = [{"share": 0.1, "kl": 0.5}, {"share": 0.2, "kl": 0.2}, {"share": 0.5, "kl": 0.3}, {"share": 1.0, "kl": 0.0}]
+    assert compactness(points, 0.25) == 0.2
+    assert compactness(points, 0.1) == 1.0
+
+
+@pytest.mark.parametrize("nodes", [NODES, MIXED])
+def test_a_node_stands_where_the_threshold_that_closes_it_is(nodes: NodeSpace) -> None:
+    scores = drawn(nodes)
+    stands = standing(scores)
+    for threshold in (-1.5, -0.5, 0.0, 0.7):
+        circuit = scores.circuit(threshold)
+        for level in DEFAULT_LEVELS:
+            assert torch.equal(circuit.masks[level], stands[level] > threshold), (level, threshold)
+
+
+@pytest.mark.parametrize("nodes", [NODES, MIXED])
+@pytest.mark.parametrize("share", SHARES)
+def test_leaves_are_cut_to_size_from_the_top(nodes: NodeSpace, share: float) -> None:
+    scores = drawn(nodes)
+    circuit = cut(scores, "leaves", share)
+    count = int(share * sum(nodes.count(level) for level in LEAVES))
+    assert sum(circuit.kept(level) for level in LEAVES) == count
+    assert circuit.kept("mlp_output") == nodes.width * circuit.kept("mlp_block")
+    if count and share < 1:
+        stands = standing(scores)
+        kept = torch.cat([stands[level][circuit.masks[level]] for level in LEAVES])
+        left = torch.cat([stands[level][nodes.present(level) & ~circuit.masks[level]] for level in LEAVES])
+        assert kept.min() >= left.max()
+
+
+def test_parts_are_whole_and_go_by_scores_of_wholes_where_there_are_some() -> None:
+    whole = {"head": torch.zeros(3, 4), "mlp_block": torch.zeros(3)}
+    whole["head"][2, 1] = whole["mlp_block"][0] = 5.0
+    base = drawn(NODES)
+    scores = Scores(values=base.values, nodes=NODES, levels=base.levels, wholes=whole)
+    circuit = cut(scores, "parts", 0.2)  # 3 of 15: the first of equals comes in too
+    assert circuit.names("mlp_block") == ["mlp_block.0"]
+    assert circuit.names("head") == ["head.0.0", "head.2.1"]
+    assert circuit.kept("head_dim") == 2 * 5
+    assert circuit.kept("mlp_neuron") == 20
+    assert cut(scores, "parts", 1.0).fingerprint == Circuit.whole(NODES).fingerprint
+    assert cut(scores, "parts", 0.001).size == 0
+
+
+@pytest.mark.parametrize("method", ["gate_gradient", "random"])
+def test_a_curve_ends_at_the_whole_model(method: str) -> None:
+    problem = make_problem()
+    scores = METHODS[method](problem, make_config({"method": method}), Journal())
+    found = size_curve(problem, scores, split="validation", budget=0.05)
+    for unit in ("parts", "leaves"):
+        points = found[unit]["points"]
+        assert [point["share"] for point in points] == list(SHARES)
+        assert points[-1]["kl"] == pytest.approx(0, abs=1e-6)
+        assert points[-1]["faithfulness"] == pytest.approx(1)
+        assert points[0]["kl"] > points[-1]["kl"]
+        assert found[unit]["compactness"] in SHARES
+        assert {"cpr", "cmd"} <= set(found[unit])

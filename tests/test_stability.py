@@ -1,0 +1,112 @@
+"""Several runs of one thing: stability and comparison, each run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import nodesieve as ns
+from nodesieve.circuit import Circuit
+from nodesieve.levels import LEVELS
+from nodesieve.nodes import NodeSpace
+from nodesieve.stability import agreement, chance, consensus, jaccard
+from test_runs import QUICK, model_directory, nodesieve, quick_flags  # noqa: F401  a fixture
+
+NODES = NodeSpace(layers=2, heads=3, head_dim=4, neurons=10, width=6)
+
+
+def random_circuit(seed: int) -> Circuit:
+    generator = torch.Generator().manual_seed(seed)
+    return Circuit.of({level: torch.rand(NODES.shape(level), generator=generator) < 0.8 for level in LEVELS}, NODES)
+
+
+def test_jaccard_and_chance() -> None:
+    a, b = random_circuit(0), random_circuit(1)
+    shared = int((a.masks["mlp_neuron"] & b.masks["mlp_neuron"]).sum())
+    assert jaccard(a, b, "mlp_neuron") == pytest.approx(shared / (a.kept("mlp_neuron") + b.kept("mlp_neuron") - shared))
+    assert jaccard(a, a, "head") == 1
+    assert chance(10, 10, 10) == 1
+    assert chance(50, 50, 100) == pytest.approx(25 / 75)
+    assert chance(0, 0, 5) == 1
+    draws = [len(set(torch.randperm(1000)[:300].tolist()) & set(torch.randperm(1000)[:200].tolist())) for _ in range(200)]
+    assert chance(300, 200, 1000) == pytest.approx(sum(shared / (500 - shared) for shared in draws) / 200, rel=0.05)
+    found = agreement([a, b, random_circuit(2)])
+    assert found["head_dim"]["lowest"] <= found["head_dim"]["jaccard"] <= found["head_dim"]["highest"]
+
+
+def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
+    circuits = [random_circuit(seed) for seed in range(3)]
+    everything, nothing_missing = consensus(circuits, at_least=1), consensus(circuits, at_least=3)
+    for level in LEVELS:
+        masks = torch.stack([circuit.masks[level] for circuit in circuits])
+        assert torch.equal(everything.masks[level], masks.any(0))
+        assert bool((~nothing_missing.masks[level] | masks.all(0)).all())
+    assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
+
+
+def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    run = tmp_path / "run"
+    assert nodesieve("discover", "--model", model_directory, "--out", run, "--quiet", "--seed", 3, *quick_flags()) == 0
+    capsys.readouterr()
+    assert nodesieve("stability", run, "--seeds", 2, "--json", "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == 3
+    assert found["consensus"]["at_least"] == 2
+    assert found["consensus"]["circuit"]["test"]["kl"] >= 0
+    again = ns.load_run(run / "stability" / "seed-4")
+    assert (again.config.seed, again.config.seed_of_data, again.config.bootstrap) == (4, 3, True)
+    made = (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns
+    assert nodesieve("stability", run, "--seeds", 2, "--agree", 3) == 0
+    assert "nodes kept by at least 3 of 3 runs" in " ".join(capsys.readouterr().out.split())
+    assert (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns == made
+    assert nodesieve("stability", run, "--seeds", 2, "--agree", 4) == 2
+
+
+def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    out, options = tmp_path / "compared", tmp_path / "options.yaml"
+    options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
+    command = ["compare", "--model", model_directory, "--task", "ioi", "--budget", 0.1, "--config", options, "--out", out]
+    assert nodesieve(*command, "--methods", "random,greedy") == 0
+    text = capsys.readouterr().out
+    assert "smallest circuit" in text
+    assert "as a ranking" in text
+    found = json.loads((out / "compare.json").read_text())
+    assert [(row["method"], row["seed"]) for row in found["rows"]] == [("random", 0), ("greedy", 0)]
+    for row in found["rows"]:
+        assert row["passes"]["forward"] > 0
+        assert len(row["curve"]["leaves"]["points"]) == len(row["curve"]["parts"]["points"]) == 10
+    page = (out / "compare.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r"""(src|href)=["']?http|url\(http|@import""", page.replace('xlink:href="#', ""))
+    made = (out / "random-0" / "metrics.json").stat().st_mtime_ns
+    assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0
+    assert (out / "random-0" / "metrics.json").stat().st_mtime_ns == made
+    assert len(json.loads((out / "compare.json").read_text())["rows"]) == 2
+    assert nodesieve(*command, "--methods", "random", "--polish") == 2
+    assert "polish = True" in capsys.readouterr().err
+    assert nodesieve(*command, "--methods", "rnadom") == 2
+    assert "--methods expects names among" in capsys.readouterr().err
+
+
+def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> None:  # noqa: F811
+    out, options = tmp_path / "compared", tmp_path / "options.yaml"
+    options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in {**QUICK, "steps": 3000}.items()))
+    command = [sys.executable, "-m", "nodesieve", "compare", "--model", str(model_directory), "--methods", "nested", "--out", str(out)]
+    with subprocess.Popen([*command, "--config", str(options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "nested-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert b"the same command goes on" in said
+    assert not (out / "nested-0" / "metrics.json").exists()
