@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from merged import Part, merged
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
+from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.methods.fisher import fisher_information
@@ -65,6 +67,20 @@ def test_the_planted_nodes_and_no_others_are_found(seed: int) -> None:
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
     assert run.metrics["budget"]["met"]
     assert run.metrics["circuit"]["test"]["kl"] < BUDGET
+
+
+def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
+    coarse = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": "coarse", "steps": 200, "validate_every": 10}))
+    assert kept(coarse.circuit, "head") == PLANTED["head"]
+    assert coarse.circuit.kept("head_dim") == coarse.circuit.nodes.head_dim
+    coarse.save(tmp_path)
+    options = {"kl_budget": BUDGET, "steps": 200, "validate_every": 10, "within": str(tmp_path)}
+    run = discover(planted_model(), planted_task(), make_config(options))
+    assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+    first = run.history[0]["open"]
+    assert first["head"] == coarse.circuit.kept("head") / coarse.circuit.nodes.count("head")
+    with pytest.raises(UserError, match="--within expects --method multigranular"):
+        discover(planted_model(), planted_task(), make_config({**options, "method": "fisher"}))
 
 
 @pytest.mark.parametrize("method", ["fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"])

@@ -83,6 +83,7 @@ class DiscoverConfig:
     method: MethodName = Field(default="multigranular", description="how nodes are scored")
     ablation: AblationName = Field(default="counterfactual", description="what a closed node holds")
     levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
+    within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are learned (multigranular)")
     kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
     polish: bool = Field(default=False, description="afterwards close, coarse to fine, what the circuit can do without within the budget")

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 
 from nodesieve.architectures import Architecture
-from nodesieve.circuit import count_nodes, count_parameters
+from nodesieve.circuit import Circuit, count_nodes, count_parameters
 from nodesieve.config import DiscoverConfig
+from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
 from nodesieve.polish import polish
 from nodesieve.problem import Loss, Problem, as_counts, make_problem
-from nodesieve.run import Run, describe
+from nodesieve.run import Run, describe, load_run
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
 from nodesieve.tasks.base import Task
@@ -57,6 +58,7 @@ def discover(
     config = config or DiscoverConfig()
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
+    problem.within = _within(problem, config)
     for line in _examples_in_words(problem):
         journal.note(line)
     if problem.model.device.type == "cuda":
@@ -91,6 +93,17 @@ def discover(
         description=describe(config, selection.circuit, revision=loaded.revision, examples=_examples(problem), complete=True),
         history=journal.history,
     )
+
+
+def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
+    if config.within is None:
+        return None
+    if config.method != "multigranular":
+        raise UserError(f"--within expects --method multigranular, got {config.method}")
+    circuit = load_run(config.within).circuit
+    if circuit.nodes != problem.nodes:
+        raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")
+    return circuit
 
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:

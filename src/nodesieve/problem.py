@@ -35,6 +35,7 @@ class Problem:
     Args:
         ablation: `counterfactual`, `mean` or `zero`.
         loss: what a circuit is to keep low, instead of KL(full || circuit).
+        within: a circuit that a search is to stay within, where one is set.
         batch_size: examples a forward pass when a whole split is measured.
     """
 
@@ -44,6 +45,7 @@ class Problem:
         self.ablation_name = ablation
         self.batch_size = batch_size
         self.ablation: Ablation = ABLATIONS[ablation](model.record, task.splits.get("train") or next(iter(task.splits.values())))
+        self.within: Circuit | None = None
         self._loss = loss
         self._full: dict[str, Tensor] = {}
 

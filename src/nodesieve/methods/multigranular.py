@@ -152,8 +152,18 @@ class _Run:
         groups = [{"params": [self.log_alpha[level]], "lr": config.learning_rates[level]} for level in self.levels]
         self.adam = torch.optim.Adam(groups, betas=ADAM_BETAS)
         self.controller: Controller = CONTROLLERS[config.controller](config, self.nodes)
+        if problem.within is not None:
+            self.stay_within(problem.within)
         self.best: dict[str, Tensor] | None = None  # log_alpha and Adam's moments when the smallest circuit within the budget was seen
         self.best_size = 1.0
+
+    @torch.no_grad()
+    def stay_within(self, circuit: Circuit) -> None:
+        """Nodes outside the circuit are closed from the first step on, and never revived."""
+        for level in self.log_alpha:
+            self.dropped[level] = ~circuit.masks[level].to(self.device)
+            self.log_alpha[level][self.dropped[level]] = -CLAMP
+        self.shrink()
 
     def spread(self, cache: TrainingCache, journal: Journal) -> None:
         """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""

@@ -1,0 +1,61 @@
+"""Compiled programs: they compute what they say, their needed nodes are all that is needed, and those are found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "tracr"))
+from recover import BUDGET, auroc
+from tracr_models import PROGRAMS, load_program, truth
+
+from nodesieve.circuit import Circuit
+from nodesieve.verify import verify
+
+ABLATIONS = ("counterfactual", "mean", "zero")
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_a_program_says_what_it_should(name: str) -> None:
+    program = load_program(name)
+    problem = program.problem("counterfactual")
+    said = program.loaded.tokenizer.convert_ids_to_tokens(problem.full_logits("test").argmax(-1).tolist())
+    assert said == [example.answers[0] for example in program.task.splits["test"]]
+    assert len({example.answers for example in program.task.splits["test"]}) > 1
+    checks = {check.name: check.passed for check in verify(problem.model)}
+    assert sum(not passed for passed in checks.values()) <= 1  # compiled models have idle nodes, whose closing changes nothing
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) -> None:
+    problem = load_program(name).problem(ablation)
+    needed = truth(problem)
+    circuit = Circuit.of({**needed, "expert": torch.zeros(problem.nodes.shape("expert")), "embedding": torch.ones(1)}, problem.nodes)
+    assert all(torch.equal(circuit.masks[level], mask) for level, mask in needed.items())  # closed: levels agree
+    for split in ("train", "validation", "test"):
+        (kl,) = problem.losses([circuit], split)
+        assert float(kl.mean()) < BUDGET
+    whole = Circuit.whole(problem.nodes)
+    for level in ("head_dim", "mlp_neuron", "mlp_output"):
+        for index in needed[level].nonzero().tolist():
+            mask = whole.masks[level].clone()
+            mask[tuple(index)] = False
+            (kl,) = problem.losses([Circuit.of({**whole.masks, level: mask}, problem.nodes)], "train")
+            assert float(kl.mean()) > 2 * BUDGET
+
+
+def test_positions_count_where_closed_nodes_hold_nothing_and_only_there() -> None:
+    """`reverse` needs the length, which is the same for all prompts: under zero ablation alone it takes nodes to know it."""
+    kept = {ablation: int(truth(load_program("reverse").problem(ablation))["mlp_neuron"].sum()) for ablation in ABLATIONS}
+    assert kept["counterfactual"] == 0
+    assert kept["counterfactual"] < kept["mean"] < kept["zero"]
+
+
+def test_auroc_counts_ties_half() -> None:
+    assert auroc(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, False])) == 1.0
+    assert auroc(torch.tensor([1.0, 1.0]), torch.tensor([True, False])) == 0.5
+    assert auroc(torch.tensor([1.0]), torch.tensor([True])) is None
