@@ -33,9 +33,11 @@ LEVERS = {
     "lockstep": ("uncached", "corrupted activations recorded whole"),
     "half differs": ("default", "prompts that differ in their second half only"),
     "prefix": ("default", "the same, read from the first position on"),
+    "SmolLM2": ("default", "the default, on SmolLM2-135M"),
+    "gated product": ("default", "the same, with the product in its MLPs left to autograd"),
 }
 TURNS = 2  # a time is the shorter of so many, taken in turns: a machine has slow minutes
-BASE = {"lockstep": "all, uncached", "prefix": "half differs"}
+BASE = {"lockstep": "all, uncached", "prefix": "half differs", "SmolLM2": "SmolLM2", "gated product": "SmolLM2"}
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def in_fresh_process(name: str, what: str, environment: dict[str, str] | None = 
 def measure(name: str) -> dict[str, float]:
     import torch
 
-    model = build("gpt2")
+    model = build("smollm2-135m" if BASE.get(name, name) == "SmolLM2" else "gpt2")
     ids = torch.randint(5, model.config.vocab_size, (2 * 16 * 11, 32), generator=torch.Generator().manual_seed(0))
     if BASE.get(name, name) == "half differs":
         ids[-32:, :16] = ids[:32, :16]
@@ -91,9 +93,15 @@ def _gates_by_autograd() -> None:
 
 
 def _activations_written_out() -> None:
+    from nodesieve import in_one
+
+    in_one.IN_ONE.clear()
+
+
+def _products_by_autograd() -> None:
     from nodesieve import gated_model
 
-    gated_model.IN_ONE.clear()
+    gated_model.is_gated = lambda module: False  # type: ignore[attr-defined]
 
 
 def _recorded_whole() -> None:
@@ -128,6 +136,7 @@ PATCHES: dict[str, Callable[[], None]] = {
     "lockstep": _recorded_whole,
     "prefix": _from_the_first_position,
     "fused Adam": _fused_adam,
+    "gated product": _products_by_autograd,
 }
 
 

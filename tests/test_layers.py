@@ -35,6 +35,7 @@ ORDER = [
     "lockstep",
     "prefix",
     "shrink",
+    "in_one",
     "hooks",
     "gating",
     "models",

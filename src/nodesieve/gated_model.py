@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, resolve
 from nodesieve.batches import Tokens
 from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, hooked
+from nodesieve.in_one import in_one, is_gated, written_out
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start
@@ -33,15 +33,6 @@ from nodesieve.shrink import Cutter, Shrunk, find_cutter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_TANH_GELU = partial(functional.gelu, approximate="tanh")
-# Activation functions that transformers writes out in Python -> the same in one operation, which for the backward pass keeps one tensor and not six.
-IN_ONE: dict[str, Callable[[Tensor], Tensor]] = {
-    "NewGELUActivation": _TANH_GELU,
-    "FastGELUActivation": _TANH_GELU,
-    "AccurateGELUActivation": _TANH_GELU,
-    "QuickGELUActivation": lambda x: functional.silu(1.702 * x) / 1.702,
-}
 
 
 @dataclass
@@ -68,7 +59,8 @@ class GatedModel:
         self.passes = Passes()
         self.architecture: Architecture = architecture or resolve(model)
         modules = [module for places in self.architecture.places for module in places.layer.modules()]
-        self._written_out = [module for module in modules if type(module).__name__ in IN_ONE]
+        self._written_out = [module for module in modules if written_out(module)]
+        self._gated_mlps = [module for module in modules if is_gated(module)]
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     @property
@@ -236,6 +228,16 @@ class GatedModel:
         """Some models keep no keys and values, or position by something else than `position_ids`."""
         return self._same_logits(lambda tokens: self._run(tokens, self._read_prefix(tokens, 4)))
 
+    @cached_property
+    def _multiplies_plainly(self) -> bool:
+        """Is a gated MLP of this model down(act(gate(x)) * up(x)), and nothing more?"""
+
+        def products(tokens: Tokens) -> Tensor:
+            with in_one([], self._gated_mlps):
+                return self._run(tokens)
+
+        return self._same_logits(products)
+
     def _answer_alone(self, tokens: Tokens) -> bool:
         """May the last layer work at the last position only? Not where answers are elsewhere, or the model minds."""
         return bool((tokens.last == tokens.input_ids.shape[1] - 1).all()) and self._broadcasts_the_last_write
@@ -347,9 +349,7 @@ class GatedModel:
     @contextmanager
     def _activations_in_one(self) -> Iterator[None]:
         """For learning; measuring leaves the model as it is, to the bit."""
-        with ExitStack() as stack:
-            for module in self._written_out:
-                stack.enter_context(forward_as(module, IN_ONE[type(module).__name__]))
+        with in_one(self._written_out, self._gated_mlps if self._multiplies_plainly else []):
             yield
 
     @contextmanager

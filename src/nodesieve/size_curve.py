@@ -41,7 +41,8 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
         circuits = [cut(scores, unit, share) for share in SHARES]
         rows: list[dict[str, Any]] = []
         for start in range(0, len(circuits), AT_ONCE):
-            rows += measure_with_faithfulness(problem, circuits[start : start + AT_ONCE], split)
+            some = circuits[start : start + AT_ONCE]  # each within the next
+            rows += measure_with_faithfulness(problem, some, split, within=some[-1] if some[-1].size < 1 else None)
         total = sum(scores.nodes.count(level) for level in UNITS[unit])
         points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
         found[unit] = {"points": points, **areas(points), "compactness": compactness(points, budget)}

@@ -1,0 +1,289 @@
+"""What the method's paper claims and what we claim, measured on SmolLM2-135M: docs/claims.md is filled from here.
+
+Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
+
+- `TASK/METHOD-SEED`: every method of PLAN through the same selection at a KL budget of 0.25 (claims i and iii);
+- `TASK/within-METHOD-SEED`: the search of `multigranular` within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
+- `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
+
+    python benchmarks/claims/claims.py                      # everything: some 20 hours on 2 cores
+    python benchmarks/claims/claims.py --only ioi --seeds 1 # a part; the page then holds what is there
+    python benchmarks/claims/claims.py --collect            # run nothing, fill the page with what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from nodesieve import load_model, load_run, load_task
+from nodesieve.batches import mix
+from nodesieve.circuit import Circuit
+from nodesieve.compare import CURVE, means, row
+from nodesieve.errors import UserError
+from nodesieve.evaluation import problem_of
+from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.run import Run
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from circuits import fill  # noqa: E402
+from machine import machine, provenance  # noqa: E402
+
+PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
+# On the last no default was ever tuned, nor was it looked at before.
+TASKS = ("ioi", "greater_than", "gendered_pronoun", "subject_verb_agreement")
+METHODS = (
+    *("multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
+    *("activation_difference", "weight_magnitude", "random"),
+)
+WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
+SHORT = 150
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{
+        f"without {level}": {"levels": [other for other in LEVELS if other not in (level, "embedding", "expert")]}
+        for level in ("layer", "attention_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_output")
+    },
+    "one gate sample a batch": {"gate_samples": "batch"},
+    "penalties nested": {"penalty_form": "nested"},
+    "penalties reached": {"penalty_form": "reached"},
+    "controller fixed": {"controller": "fixed"},
+    "controller target_size at 0.5": {"controller": "target_size", "target_size": 0.5},
+}
+DRAWS = 5
+BUDGET = 0.25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--only", nargs="*", default=TASKS, choices=TASKS)
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", nargs="*", default=("compare", "within", "variants"), choices=("compare", "within", "variants"))
+    parser.add_argument("--collect", action="store_true")
+    options = parser.parse_args()
+    for task in () if options.collect else options.only:
+        if "compare" in options.parts:
+            nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", options.runs / task)
+        if "within" in options.parts:
+            for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
+                within(options.runs / task, task, method, seed)
+        if "variants" in options.parts and task == "ioi":
+            for name, changed in VARIANTS.items():
+                variant(options.runs / task, name, changed)
+    result = {"machine": machine(), **collected(options.runs)}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    fill(PAGE, markdown(result))
+
+
+def nodesieve(*arguments: Any) -> None:
+    print("$ nodesieve", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "nodesieve", *map(str, arguments)], check=True)
+
+
+def discovered(out: Path, *flags: Any) -> None:
+    """Make the run in `out`, or go on with it, unless it is done."""
+    if (out / "checkpoint.safetensors").is_file():
+        nodesieve("discover", "--resume", out)
+    elif not (out / "metrics.json").is_file():
+        nodesieve("discover", "--out", out, "--overwrite", *flags)
+
+
+def within(runs: Path, task: str, method: str, seed: int) -> None:
+    """What of the heads and MLP blocks that a method keeps can go; and as many leaves of them taken away at random."""
+    whole, out = runs / f"{method}-{seed}", runs / f"within-{method}-{seed}"
+    discovered(out, "--task", task, "--seed", seed, "--within", whole)
+    if (out / "random.json").is_file():
+        return
+    outer, inner = load_run(whole), load_run(out)
+    loaded = load_model("smollm2-135m")
+    problem = problem_of(loaded, load_task(task, loaded.tokenizer, seed=seed, redraws=0), inner)
+    circuits = [drawn_within(outer.circuit, inner.circuit, seed=mix(seed, draw, 19)) for draw in range(DRAWS)]
+    kls = [float(kl.mean()) for kl in problem.losses(circuits, "test")]
+    (out / "random.json").write_text(json.dumps({"kl": kls}), "utf-8")
+
+
+def drawn_within(outer: Circuit, inner: Circuit, *, seed: int) -> Circuit:
+    """As many leaves of each level as `inner` keeps, drawn from those of `outer`; outputs as in `outer`."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = dict(outer.masks)
+    for level in LEAVES:
+        inside = outer.masks[level].nonzero()
+        chosen = inside[torch.randperm(len(inside), generator=generator)[: inner.kept(level)]]
+        masks[level] = torch.zeros_like(outer.masks[level])
+        masks[level][tuple(chosen.unbind(-1))] = True
+    return Circuit.of(masks, outer.nodes)
+
+
+def variant(runs: Path, name: str, changed: dict[str, Any]) -> None:
+    flags = [
+        part for option, value in changed.items() for part in (f"--{option.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
+    ]
+    discovered(runs / name.replace(" ", "-"), "--task", "ioi", "--steps", SHORT, *flags)
+
+
+def collected(runs: Path) -> dict[str, Any]:
+    tasks, inside = {}, []
+    for task in TASKS:
+        found = [made for method in METHODS for made in finished(runs / task, f"{method}-[0-9]")]
+        rows = [row(run, json.loads((place / CURVE).read_text("utf-8"))) for place, run in found if (place / CURVE).is_file()]
+        if rows:
+            tasks[task] = rows
+        for method in WHOLE:
+            for place, run in finished(runs / task, f"within-{method}-[0-9]"):
+                outer = load_run(place.parent / place.name.removeprefix("within-"))
+                drawn = place / "random.json"
+                inside.append(
+                    {
+                        "task": task,
+                        "method": method,
+                        "seed": run.config.seed,
+                        "outer": brief(outer),
+                        "inner": brief(run),
+                        "random_kl": json.loads(drawn.read_text("utf-8"))["kl"] if drawn.is_file() else None,
+                    }
+                )
+    variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", name.replace(" ", "-"))]
+    described = [run.description["versions"] for _, run in finished(runs / "ioi", "*")]
+    return {"versions": described[0] if described else {}, "tasks": tasks, "within": inside, "variants": variants}
+
+
+def finished(directory: Path, pattern: str) -> Iterator[tuple[Path, Run]]:
+    for place in sorted(directory.glob(pattern)):
+        if (place / "metrics.json").is_file() and not (place / "checkpoint.safetensors").is_file():
+            try:
+                yield place, load_run(place)
+            except UserError as error:
+                print(f"left out {place}: {error}", file=sys.stderr)
+
+
+def brief(run: Run) -> dict[str, Any]:
+    kept = {level: part["kept"] for level, part in run.metrics["nodes"].items()}
+    names = ("kl", "accuracy")
+    return {
+        "nodes": kept,
+        "size": run.metrics["size"],
+        "met": run.metrics["budget"]["met"],
+        **{name: run.metrics["circuit"]["test"][name] for name in names},
+        "validation_kl": run.metrics["circuit"]["validation"]["kl"],
+        "seconds": run.metrics["seconds"],
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    parts: list[str] = []
+    for task, rows in result["tasks"].items():
+        seeds = sorted({one["seed"] for one in rows})
+        parts += [f"### {task}", "", *compared(rows), "", f"Seeds {', '.join(map(str, seeds))}; means over the runs there are.", ""]
+    if result["within"]:
+        parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
+    if result["variants"]:
+        parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
+    return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def table(headings: list[str], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def compared(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for line in means(rows):
+        cells = [f"{line[level]:,.0f}" for level in ("head", "mlp_block", "head_dim", "mlp_neuron", "mlp_output")]
+        areas = ["-" if line[name] is None else f"{line[name]:.2f}" for name in ("leaves_cpr", "leaves_cmd")]
+        lines.append(
+            [
+                line["method"],
+                f"{line['met']}/{line['runs']}",
+                *cells,
+                f"{100 * line['size']:.1f}%",
+                f"{line['kl']:.3f}",
+                *(f"{line['leaves_kl'][share]:.2f}" for share in (0.1, 0.2, 0.5)),
+                *areas,
+                f"{line['leaves_compactness']:g}",
+                f"{line['seconds']:,.0f}",
+                f"{line['peak_memory_bytes'] / 1e9:.2f}",
+                f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
+            ]
+        )
+    headings = [
+        "method",
+        "met",
+        "heads",
+        "MLPs",
+        "dims",
+        "neurons",
+        "outputs",
+        "size",
+        "test KL",
+        "KL at 10%",
+        "20%",
+        "50%",
+        "CPR",
+        "CMD",
+        "compactness",
+    ]
+    return table([*headings, "s", "GB", "prompts read, forward + backward"], lines)
+
+
+def inside(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for entry in rows:
+        outer, inner = entry["outer"], entry["inner"]
+        gone = {level: 1 - inner["nodes"][level] / max(1, outer["nodes"][level]) for level in ("head_dim", "mlp_neuron")}
+        lines.append(
+            [
+                entry["task"],
+                entry["method"],
+                str(entry["seed"]),
+                f"{outer['nodes']['head']} / {outer['nodes']['mlp_block']}",
+                f"{outer['size']:.1%}",
+                *(f"{gone[level]:.1%}" for level in gone),
+                f"{inner['size']:.1%}",
+                f"{outer['kl']:.3f}",
+                f"{inner['kl']:.3f}",
+                "-" if entry["random_kl"] is None else f"{mean(entry['random_kl']):.2f}",
+            ]
+        )
+    headings = [
+        "task",
+        "method",
+        "seed",
+        "heads / MLPs kept",
+        "size",
+        "of their dims can go",
+        "of their neurons",
+        "size then",
+        "test KL",
+        "test KL then",
+    ]
+    return table([*headings, "KL, as many at random"], lines)
+
+
+def changed(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        [
+            entry["name"],
+            "yes" if entry["met"] else "no",
+            *(f"{entry['nodes'][level]:,}" for level in ("head", "head_dim", "mlp_neuron", "mlp_output")),
+            f"{entry['size']:.1%}",
+            f"{entry['validation_kl']:.3f}",
+            f"{entry['kl']:.3f}",
+        ]
+        for entry in rows
+    ]
+    return table(["", "within budget", "heads", "dims", "neurons", "outputs", "size", "validation KL", "test KL"], lines)
+
+
+if __name__ == "__main__":
+    main()
