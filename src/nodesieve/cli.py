@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -173,6 +173,8 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
         except UserError:
             if fresh and not (directory / CHECKPOINT).exists():  # refused before it began: leave nothing that looks like a run
                 (directory / "config.yaml").unlink(missing_ok=True)
+                with suppress(OSError):
+                    directory.rmdir()  # if nothing else is in it
             raise
         except (Interrupted, KeyboardInterrupt) as interrupted:
             if isinstance(interrupted, Interrupted):
@@ -219,6 +221,7 @@ _RUN = click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--ablation", type=click.Choice(choices(AblationName)), help="what closed nodes hold; by default as in the run")
 @click.option("--controls", "with_controls", is_flag=True, help="measure random, complementary and smaller circuits beside it; see docs/evidence.md")
 @click.option("--draws", default=100, show_default=True, type=click.IntRange(1), help="random circuits of each kind, for --controls")
+@click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
 @click.option("--size-curve", "with_curve", is_flag=True, help="measure circuits of ten sizes cut from the run's scores; see docs/evidence.md")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def evaluate(
@@ -231,6 +234,7 @@ def evaluate(
     with_controls: bool,
     draws: int,
     with_curve: bool,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
@@ -243,7 +247,7 @@ def evaluate(
     from nodesieve.size_curve import size_curve
 
     run = load_run(directory)
-    loaded, examples = _model_and_task(run, task=task, model=model, device=device)
+    loaded, examples = _model_and_task(run, task=task, model=model, device=device, trust_remote_code=trust_remote_code)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
     title = f"{directory} on {examples.name}, {split} data, {problem.ablation_name} ablation"
@@ -298,8 +302,9 @@ def _controls(directory: Path, run: Run, problem: Any, split: Any, *, draws: int
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="further runs")
 @click.option("--agree", type=click.IntRange(1), help="runs that must keep a node for the consensus to keep it  [default: more than half of all]")
 @click.option("--quiet", is_flag=True, help="no progress")
+@click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, as_json: bool) -> None:
+def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_remote_code: bool, as_json: bool) -> None:
     """Repeat the run in DIRECTORY, compare what was kept by level, and measure the circuit that the runs agree on."""
     import json
 
@@ -315,13 +320,13 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, as_js
     if at_least > 1 + seeds:
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
     try:
-        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet)]
+        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     circuits = [one.circuit for one in runs]
     shared = consensus(circuits, at_least=at_least)
-    loaded, examples = _model_and_task(run, task=None, model=None, device=None)
+    loaded, examples = _model_and_task(run, trust_remote_code=trust_remote_code)
     evaluation = measure(loaded, examples, replace(run, circuit=shared))
     found = {
         "runs": len(runs),
@@ -402,12 +407,16 @@ def compare(
     print(f"comparison: {out / 'compare.html'}")
 
 
-def _model_and_task(run: Run, *, task: str | None, model: str | None, device: str | None) -> tuple[Any, Any]:
+def _model_and_task(
+    run: Run, *, task: str | None = None, model: str | None = None, device: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     from nodesieve.models import load_model
     from nodesieve.tasks.load import load_task
 
     config = run.config
-    loaded = load_model(model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype)
+    loaded = load_model(
+        model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype, trust_remote_code=trust_remote_code
+    )
     return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
 
 

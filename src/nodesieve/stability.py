@@ -25,7 +25,7 @@ from nodesieve.run import Run, load_run
 from nodesieve.spawn import ensure_run
 
 
-def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False) -> list[Run]:
+def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False) -> list[Run]:
     """`count` further runs in `directory`/seed-N, made or read.
 
     Raises:
@@ -35,7 +35,7 @@ def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False) -> lis
     found = []
     for seed in range(first, first + count):
         place = directory / f"seed-{seed}"
-        ensure_run(place, resampled(run.config, seed), quiet=quiet)
+        ensure_run(place, resampled(run.config, seed), quiet=quiet, trust_remote_code=trust_remote_code)
         found.append(load_run(place))
     return found
 
