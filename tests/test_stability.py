@@ -109,4 +109,5 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> 
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert b"the same command goes on" in said
+    assert b"discover --resume" in said  # the run itself had the time to stop as it should
     assert not (out / "nested-0" / "metrics.json").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -107,8 +107,9 @@ def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
 
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
-    def measure(circuits: Any) -> list[torch.Tensor]:
-        return problem.losses(circuits, "validation")
+    def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        """Circuits of one set of scores lie within each other."""
+        return problem.losses(circuits, "validation", within=max(circuits, key=lambda circuit: circuit.size))
 
     if config.keep is not None:
         return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)

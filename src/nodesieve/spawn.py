@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,11 +35,21 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         write_config(directory, config)
         flags += ["--config", str(directory / CONFIG), "--out", str(directory), "--overwrite"]
     flags += ["--trust-remote-code"] if trust_remote_code else []
-    done = subprocess.run([sys.executable, "-m", "nodesieve", "discover", *flags], check=False, stdout=subprocess.DEVNULL)  # noqa: S603
-    if done.returncode == INTERRUPTED:
+    code = _call(["discover", *flags])
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
-    if done.returncode:
+    if code:
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
+
+
+def _call(arguments: list[str]) -> int:
+    """`nodesieve` in another process -> its exit code. Each Ctrl-C here is one there, after which it is given the time to save its state."""
+    process = subprocess.Popen([sys.executable, "-m", "nodesieve", *arguments], stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
 
 
 def _refuse_others(directory: Path, config: DiscoverConfig) -> None:
