@@ -49,6 +49,19 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
             assert float(kl.mean()) > 2 * BUDGET
 
 
+@pytest.mark.parametrize(
+    ("name", "method"), [("reverse", "multigranular"), ("pattern", "multigranular"), ("sort", "fisher"), ("sort", "gate_gradient")]
+)
+def test_needed_nodes_are_found(name: str, method: str) -> None:
+    """All of them, by learned gates and by attribution; after polishing, no others. benchmarks/tracr/recover.py has every program and method."""
+    problem = load_program(name).problem("counterfactual")
+    found = recovered(problem, truth(problem), method)
+    assert found["met"]
+    for level in ("head_dim", "mlp_neuron", "mlp_output"):
+        part = found["levels"][level]
+        assert part["polished"]["found"] == part["polished"]["right"] == part["needed"]
+
+
 def test_positions_count_where_closed_nodes_hold_nothing_and_only_there() -> None:
     """`reverse` needs the length, which is the same for all prompts: under zero ablation alone it takes nodes to know it."""
     kept = {ablation: int(truth(load_program("reverse").problem(ablation))["mlp_neuron"].sum()) for ablation in ABLATIONS}
