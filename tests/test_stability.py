@@ -101,7 +101,13 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> 
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in {**QUICK, "steps": 3000}.items()))
     command = [sys.executable, "-m", "nodesieve", "compare", "--model", str(model_directory), "--methods", "nested", "--out", str(out)]
-    with subprocess.Popen([*command, "--config", str(options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
+    command += ["--config", str(options)]
+
+    def heed_interrupts() -> None:
+        """Even where the tests run in the background of a shell, which has its children ignore them."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts) as process:
         deadline = time.monotonic() + 120
         while not (out / "nested-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.2)

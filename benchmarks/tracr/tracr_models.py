@@ -30,7 +30,7 @@ from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.tasks.base import Example, SplitName, Task
+from nodesieve.tasks.base import SPLITS, Example, Task
 from nodesieve.tasks.encode import encode
 
 HERE = Path(__file__).parent
@@ -109,8 +109,8 @@ def _task(name: str, about: dict[str, Any], *, seed: int) -> Task:
     )
 
 
-def truth(problem: Problem, split: SplitName = "train") -> LevelTensors:
-    """The nodes that the program needs under the problem's ablation, (*shape(level)): closed alone, they move the answer of some prompt.
+def truth(problem: Problem) -> LevelTensors:
+    """The nodes that the program needs under the problem's ablation, (*shape(level)): closed alone, they move the answer of some prompt of any split.
 
     What is needed depends on what a closed node holds. Prompts are equally long, so whatever a program computes about lengths and positions
     alone is the same on the corrupted prompt and is not needed under `counterfactual`; under `mean` it is not where it is the same at all
@@ -125,8 +125,10 @@ def truth(problem: Problem, split: SplitName = "train") -> LevelTensors:
         indices = [tuple(index) for index in whole.masks[level].nonzero().tolist()]
         for start in range(0, len(indices), AT_ONCE):
             some = indices[start : start + AT_ONCE]
-            for index, kl in zip(some, problem.losses([_without(whole, level, index) for index in some], split), strict=True):
-                found[level][index] = float(kl.max()) > MOVED
+            circuits = [_without(whole, level, index) for index in some]
+            for split in SPLITS:
+                for index, kl in zip(some, problem.losses(circuits, split), strict=True):
+                    found[level][index] |= float(kl.max()) > MOVED
     return found
 
 
