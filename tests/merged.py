@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nodesieve.models import LoadedModel
-from planted import X, Y
+from planted import HEAD_DIM, LEVEL, X, Y, blank_model
 
 Part = Literal["early", "late"]
-LEVEL = 30.0
-WIDTH, HEADS, HEAD_DIM, NEURONS, LAYERS = 8, 2, 4, 4, 2  # of a part
+WIDTH, HEADS, NEURONS = 8, 2, 4  # of a part
 RMS = LEVEL / WIDTH**0.5
 SIGN, CARRIED, ANSWER, IS_WORD, IS_QUESTION, CONSTANT = range(6)  # residual dimensions of a part
 QUERY = 1  # the head dimension that attends; it hardly rotates
@@ -40,25 +37,8 @@ def merged(task: Part, *, seed: int, copies: int) -> Merged:
     def order(count: int) -> list[int]:
         return torch.randperm(count, generator=generator).tolist()
 
-    words = ["[UNK]", "[PAD]", "?", "yes", "no", *X, *Y]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2 * HEADS,
-        num_key_value_heads=2 * HEADS,
-        head_dim=HEAD_DIM,
-        intermediate_size=2 * NEURONS,
-        max_position_embeddings=16,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e12},
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            parameter.zero_()
-
+    model, tokenizer = blank_model(width=2 * WIDTH, heads=2 * HEADS, neurons=2 * NEURONS)
+    vocabulary = tokenizer.get_vocab()
     residual, heads, neurons = order(2 * WIDTH), order(2 * HEADS), order(2 * NEURONS)
     planted: dict[str, set[tuple[int, ...]]] = {}
     parts: tuple[tuple[Part, list[str]], ...] = (("early", X), ("late", Y))
@@ -99,7 +79,4 @@ def merged(task: Part, *, seed: int, copies: int) -> Merged:
                 "mlp_neuron": {(computes, neuron) for neuron in own},
                 "mlp_output": {(computes, at[from_neurons[1]])},
             }
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
     return Merged(loaded=LoadedModel(id=f"merged-{task}", revision=None, model=model, tokenizer=tokenizer), planted=planted)

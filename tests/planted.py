@@ -37,20 +37,20 @@ PLANTED = {
 }
 
 
-def planted_model() -> LoadedModel:
+def blank_model(*, width: int, heads: int, neurons: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Two layers whose weights are 0 but for the norms', and a tokenizer of the words."""
     words = ["[UNK]", "[PAD]", "?", "yes", "no", *X, *Y]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
     config = LlamaConfig(
         vocab_size=len(words),
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         head_dim=HEAD_DIM,
-        intermediate_size=NEURONS,
+        intermediate_size=neurons,
         max_position_embeddings=16,
         rope_parameters={"rope_type": "default", "rope_theta": 1e12},
         tie_word_embeddings=False,
@@ -59,7 +59,12 @@ def planted_model() -> LoadedModel:
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.zero_()
+    return model, tokenizer
 
+
+def planted_model() -> LoadedModel:
+    model, tokenizer = blank_model(width=WIDTH, heads=HEADS, neurons=NEURONS)
+    vocabulary = tokenizer.get_vocab()
     embedding = model.model.embed_tokens.weight
     embedding[:, 10] = LEVEL
     for kind, sign_at, kind_at in ((X, 0, 7), (Y, 1, 8)):

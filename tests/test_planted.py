@@ -28,14 +28,10 @@ def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
 
 def assert_planted(problem: Problem, planted: Mapping[str, set[tuple[int, ...]]]) -> None:
     """Removing any planted node costs more than twice the budget, removing any other costs nothing."""
-    everything = {level: mask.bool() for level, mask in problem.nodes.full(1.0).items()}
+    whole = Circuit.whole(problem.nodes)
     for level in DEFAULT_LEVELS:
         indices = all_nodes(problem.nodes, level)
-        circuits = []
-        for index in indices:
-            mask = everything[level].clone()
-            mask[index] = False
-            circuits.append(Circuit.of({**everything, level: mask}, problem.nodes))
+        circuits = [whole.without({level: torch.tensor([index])}) for index in indices]
         for index, kl in zip(indices, problem.losses(circuits, "test"), strict=True):
             if index in planted[level]:
                 assert kl.mean() > 2 * BUDGET, (level, index)

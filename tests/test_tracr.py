@@ -43,10 +43,8 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
         assert float(kl.mean()) < BUDGET
     whole = Circuit.whole(problem.nodes)
     for level in ("head_dim", "mlp_neuron", "mlp_output"):
-        for index in needed[level].nonzero().tolist():
-            mask = whole.masks[level].clone()
-            mask[tuple(index)] = False
-            without = Circuit.of({**whole.masks, level: mask}, problem.nodes)
+        for index in needed[level].nonzero():
+            without = whole.without({level: index.unsqueeze(0)})
             assert torch.cat([problem.losses([without], split)[0] for split in SPLITS]).mean() > 2 * BUDGET
 
 

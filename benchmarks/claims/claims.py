@@ -24,14 +24,16 @@ from typing import Any
 
 import torch
 
-from nodesieve import load_model, load_run, load_task
+from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
-from nodesieve.compare import CURVE, means, row
+from nodesieve.compare import CURVE, row, tables
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES, LEVELS
-from nodesieve.run import Run
+from nodesieve.models import model_of
+from nodesieve.run import Run, read_json
+from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
@@ -106,8 +108,8 @@ def within(runs: Path, task: str, method: str, seed: int) -> None:
     if (out / "random.json").is_file():
         return
     outer, inner = load_run(whole), load_run(out)
-    loaded = load_model("smollm2-135m")
-    problem = problem_of(loaded, load_task(task, loaded.tokenizer, seed=seed, redraws=0), inner)
+    loaded = model_of(inner.config)
+    problem = problem_of(loaded, task_of(inner.config, loaded.tokenizer), inner)
     circuits = [drawn_within(outer.circuit, inner.circuit, seed=mix(seed, draw, 19)) for draw in range(DRAWS)]
     kls = [float(kl.mean()) for kl in problem.losses(circuits, "test")]
     (out / "random.json").write_text(json.dumps({"kl": kls}), "utf-8")
@@ -136,7 +138,7 @@ def collected(runs: Path) -> dict[str, Any]:
     tasks, inside = {}, []
     for task in TASKS:
         found = [made for method in METHODS for made in finished(runs / task, f"{method}-[0-9]")]
-        rows = [row(run, json.loads((place / CURVE).read_text("utf-8"))) for place, run in found if (place / CURVE).is_file()]
+        rows = [row(run, read_json(place / CURVE)) for place, run in found if (place / CURVE).is_file()]
         if rows:
             tasks[task] = rows
         for method in WHOLE:
@@ -150,7 +152,7 @@ def collected(runs: Path) -> dict[str, Any]:
                         "seed": run.config.seed,
                         "outer": brief(outer),
                         "inner": brief(run),
-                        "random_kl": json.loads(drawn.read_text("utf-8"))["kl"] if drawn.is_file() else None,
+                        "random_kl": read_json(drawn)["kl"] if drawn.is_file() else None,
                     }
                 )
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", name.replace(" ", "-"))]
@@ -184,7 +186,10 @@ def markdown(result: dict[str, Any]) -> str:
     parts: list[str] = []
     for task, rows in result["tasks"].items():
         seeds = sorted({one["seed"] for one in rows})
-        parts += [f"### {task}", "", *compared(rows), "", f"Seeds {', '.join(map(str, seeds))}; means over the runs there are.", ""]
+        parts += [f"### {task}", ""]
+        for title, (headings, *lines) in tables(rows).items():
+            parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
+        parts += [f"Seeds {', '.join(map(str, seeds))}; means over the runs there are.", ""]
     if result["within"]:
         parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
     if result["variants"]:
@@ -194,46 +199,6 @@ def markdown(result: dict[str, Any]) -> str:
 
 def table(headings: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
-
-
-def compared(rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for line in means(rows):
-        cells = [f"{line[level]:,.0f}" for level in ("head", "mlp_block", "head_dim", "mlp_neuron", "mlp_output")]
-        areas = ["-" if line[name] is None else f"{line[name]:.2f}" for name in ("leaves_cpr", "leaves_cmd")]
-        lines.append(
-            [
-                line["method"],
-                f"{line['met']}/{line['runs']}",
-                *cells,
-                f"{100 * line['size']:.1f}%",
-                f"{line['kl']:.3f}",
-                *(f"{line['leaves_kl'][share]:.2f}" for share in (0.1, 0.2, 0.5)),
-                *areas,
-                f"{line['leaves_compactness']:g}",
-                f"{line['seconds']:,.0f}",
-                f"{line['peak_memory_bytes'] / 1e9:.2f}",
-                f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
-            ]
-        )
-    headings = [
-        "method",
-        "met",
-        "heads",
-        "MLPs",
-        "dims",
-        "neurons",
-        "outputs",
-        "size",
-        "test KL",
-        "KL at 10%",
-        "20%",
-        "50%",
-        "CPR",
-        "CMD",
-        "compactness",
-    ]
-    return table([*headings, "s", "GB", "prompts read, forward + backward"], lines)
 
 
 def inside(rows: list[dict[str, Any]]) -> list[str]:

@@ -125,17 +125,11 @@ def truth(problem: Problem) -> LevelTensors:
         indices = [tuple(index) for index in whole.masks[level].nonzero().tolist()]
         for start in range(0, len(indices), AT_ONCE):
             some = indices[start : start + AT_ONCE]
-            circuits = [_without(whole, level, index) for index in some]
+            circuits = [whole.without({level: torch.tensor([index])}) for index in some]
             for split in SPLITS:
                 for index, kl in zip(some, problem.losses(circuits, split), strict=True):
                     found[level][index] |= float(kl.max()) > MOVED
     return found
-
-
-def _without(circuit: Circuit, level: str, index: tuple[int, ...]) -> Circuit:
-    mask = circuit.masks[level].clone()
-    mask[index] = False
-    return Circuit.of({**circuit.masks, level: mask}, circuit.nodes)
 
 
 class TracrConfig(PretrainedConfig):

@@ -43,6 +43,14 @@ class Circuit:
         """Every node."""
         return Circuit(masks={level: nodes.present(level) for level in LEVELS}, nodes=nodes)
 
+    def without(self, closed: Mapping[str, Tensor]) -> Circuit:
+        """Less some nodes, closed again. `closed`: by level, their indices, (n, dimensions of the level)."""
+        masks = dict(self.masks)
+        for level, index in closed.items():
+            masks[level] = masks[level].clone()
+            masks[level][tuple(index.unbind(-1))] = False
+        return Circuit.of(masks, self.nodes)
+
     def gates(self) -> LevelTensors:
         """The masks as gates of 0.0 and 1.0."""
         return {level: mask.float() for level, mask in self.masks.items()}

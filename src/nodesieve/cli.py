@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
@@ -19,13 +19,11 @@ import click
 
 from nodesieve import __version__
 from nodesieve.config import AblationName, DiscoverConfig, MethodName, choices, make_config
-from nodesieve.errors import UnknownFamilyWarning, UserError
+from nodesieve.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
 
 if TYPE_CHECKING:
     from nodesieve.run import Run
-
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -152,13 +150,13 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.console import ConsoleJournal, print_summary
     from nodesieve.discovery import Interrupted
     from nodesieve.discovery import discover as run_discovery
-    from nodesieve.models import load_model
+    from nodesieve.models import model_of
     from nodesieve.report.page import render
     from nodesieve.run import CHECKPOINT, CIRCUIT, DESCRIPTION, HISTORY, METRICS, REPORT, write_config, write_text
-    from nodesieve.tasks.load import load_task
+    from nodesieve.tasks.load import task_of
 
-    loaded = load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
-    task = load_task(config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
+    loaded = model_of(config, trust_remote_code=trust_remote_code)
+    task = task_of(config, loaded.tokenizer)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -243,15 +241,18 @@ def evaluate(
     from nodesieve.console import print_controls, print_evaluation, print_size_curve
     from nodesieve.controls import summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
+    from nodesieve.models import model_of
     from nodesieve.run import load_run
     from nodesieve.size_curve import size_curve
+    from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
-    loaded, examples = _model_and_task(run, task=task, model=model, device=device, trust_remote_code=trust_remote_code)
+    loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
+    examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
     title = f"{directory} on {examples.name}, {split} data, {problem.ablation_name} ablation"
-    shown = {name: getattr(evaluation, name) for name in ("full", "circuit", "ablated", "intervals")}
+    shown = asdict(evaluation)
     if not as_json:
         print_evaluation(evaluation, title=title)
     if with_curve:
@@ -289,12 +290,18 @@ def _controls(directory: Path, run: Run, problem: Any, split: Any, *, draws: int
     def save(found: Any) -> None:
         write_json(path, {**of, "groups": found})
 
-    with ConsoleJournal(directory, quiet=quiet) as journal:
-        try:
-            return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
-        except KeyboardInterrupt:
-            print(f"stopped; what was measured is in {path}; the same command goes on", file=sys.stderr)
-            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    with ConsoleJournal(directory, quiet=quiet) as journal, _goes_on(f"what was measured is in {path}; "):
+        return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
+
+
+@contextmanager
+def _goes_on(kept: str = "") -> Iterator[None]:
+    """Around work that keeps what it has done: Ctrl-C ends the command and says that it can be given again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}the same command goes on", file=sys.stderr)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
 @cli.command(short_help="The run again with other seeds on resampled data: what is found every time?")
@@ -310,8 +317,10 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust
 
     from nodesieve.console import print_agreement, print_evaluation
     from nodesieve.evaluation import evaluate as measure
+    from nodesieve.models import model_of
     from nodesieve.run import load_run, write_json
     from nodesieve.stability import agreement, consensus, repeat
+    from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
     if not run.metrics:
@@ -319,15 +328,12 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust
     at_least = agree or (1 + seeds) // 2 + 1
     if at_least > 1 + seeds:
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
-    try:
+    with _goes_on():
         runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     circuits = [one.circuit for one in runs]
     shared = consensus(circuits, at_least=at_least)
-    loaded, examples = _model_and_task(run, trust_remote_code=trust_remote_code)
-    evaluation = measure(loaded, examples, replace(run, circuit=shared))
+    loaded = model_of(run.config, trust_remote_code=trust_remote_code)
+    evaluation = measure(loaded, task_of(run.config, loaded.tokenizer), replace(run, circuit=shared))
     found = {
         "runs": len(runs),
         "levels": agreement(circuits),
@@ -335,7 +341,7 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust
             "at_least": at_least,
             "size": shared.size,
             "nodes": {level: shared.kept(level) for level in shared.nodes.levels},
-            **{name: getattr(evaluation, name) for name in ("full", "circuit", "ablated", "intervals")},
+            **asdict(evaluation),
         },
     }
     write_json(directory / "stability.json", found)
@@ -374,7 +380,6 @@ def compare(
     """Find the circuit of one task by several methods, each through the same selection, and compare what they keep. Finished runs are kept."""
     from nodesieve.compare import compare as run_comparison
     from nodesieve.console import print_comparison
-    from nodesieve.models import load_model
     from nodesieve.report.comparison import render
     from nodesieve.run import read_config, write_text
 
@@ -388,36 +393,17 @@ def compare(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out expects a directory, got the file {str(out)!r}")
 
-    def load() -> Any:
-        return load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
-
     def say(text: str) -> None:
         if not quiet:
             print(text, file=sys.stderr)
 
-    try:
-        found = run_comparison(load, config, out, methods=names, seeds=range(seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    with _goes_on():
+        found = run_comparison(config, out, methods=names, seeds=range(seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code)
     write_text(out / "compare.html", render(found))
     print_comparison(
         found, title=f"{config.task} in {config.model}, KL budget {config.kl_budget:g}, means over {seeds} {'seed' if seeds == 1 else 'seeds'}"
     )
     print(f"comparison: {out / 'compare.html'}")
-
-
-def _model_and_task(
-    run: Run, *, task: str | None = None, model: str | None = None, device: str | None = None, trust_remote_code: bool = False
-) -> tuple[Any, Any]:
-    from nodesieve.models import load_model
-    from nodesieve.tasks.load import load_task
-
-    config = run.config
-    loaded = load_model(
-        model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype, trust_remote_code=trust_remote_code
-    )
-    return loaded, load_task(task or config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
 
 
 @cli.command(short_help="Write report.html for one run, or one page for several.")
@@ -459,14 +445,14 @@ def nodes(directory: Path, levels: tuple[str, ...]) -> None:
 def export(directory: Path, out: Path, kind: str, model: str | None) -> None:
     """Write the circuit in DIRECTORY to the file OUT: its heads and MLPs, with scores."""
     from nodesieve.interop import to_mib
-    from nodesieve.models import load_model
+    from nodesieve.models import model_of
     from nodesieve.run import load_run, write_json
     from nodesieve.verify import gate, is_parallel
 
     run = load_run(directory)
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
-    loaded = load_model(model or run.config.model, revision=run.config.revision, device=run.config.device, dtype=run.config.dtype)
+    loaded = model_of(run.config, model=model)
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
     print(out)
 

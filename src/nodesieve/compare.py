@@ -6,7 +6,6 @@ there is not made again. `size_curve.json` beside it says how circuits of ten si
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,17 @@ from statistics import mean
 from typing import Any
 
 from nodesieve.config import DiscoverConfig, MethodName
-from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
-from nodesieve.models import LoadedModel
-from nodesieve.run import Run, load_run, versions, write_json
+from nodesieve.models import LoadedModel, model_of
+from nodesieve.run import Run, load_run, read_json, versions, write_json
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run
-from nodesieve.tasks.load import load_task
+from nodesieve.tasks.load import task_of
 
 COMPARISON, CURVE = "compare.json", "size_curve.json"
 
 
 def compare(
-    load: Callable[[], LoadedModel],
     config: DiscoverConfig,
     directory: Path,
     *,
@@ -39,7 +36,6 @@ def compare(
     """Make or read every run, write `compare.json` and return what it holds: `rows`, one a method and seed.
 
     Args:
-        load: gives the model, when the first circuit is to be measured.
         config: options that all runs share.
         say: told what begins.
 
@@ -56,9 +52,9 @@ def compare(
         ensure_run(place, replace(config, method=method, seed=seed), quiet=quiet, trust_remote_code=trust_remote_code)
         run = load_run(place)
         if not (place / CURVE).is_file():
-            loaded = loaded or load()
+            loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)
             write_json(place / CURVE, curve_of(loaded, run))
-        rows.append(row(run, _read(place / CURVE)))
+        rows.append(row(run, read_json(place / CURVE)))
         write_json(directory / COMPARISON, {**about, "rows": rows})
     return {**about, "rows": rows}
 
@@ -66,8 +62,7 @@ def compare(
 def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:
     """The size curve of a run's scores on its own test data."""
     config = run.config
-    task = load_task(config.task, loaded.tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
-    return size_curve(problem_of(loaded, task, run), run.scores, budget=config.kl_budget)
+    return size_curve(problem_of(loaded, task_of(config, loaded.tokenizer), run), run.scores, budget=config.kl_budget)
 
 
 def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +145,3 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
     """By title: headings, then a line a method. Where a method met the budget with no circuit, the one of lowest KL stands there."""
     lines = means(rows)
     return {title: [list(cells), *([cell(line) for cell in cells.values()] for line in lines)] for title, cells in TABLES.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected JSON, could not read {str(path)!r}: {error}; remove it to measure again") from error
-    return content

@@ -24,7 +24,7 @@ from nodesieve.circuit import Circuit
 from nodesieve.evaluation import measure_circuits
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
-from nodesieve.nodes import NodeSpace, up_to
+from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 from nodesieve.tasks.base import SplitName
@@ -53,7 +53,7 @@ def controls(circuit: Circuit, scores: Scores, *, draws: int = 100, partial_draw
         for i in range(partial_draws):
             yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(seed, i, 7)))
     for name, closed in _parts(circuit, scores):
-        yield Control(group="minimality", name=name, make=partial(without, circuit, closed))
+        yield Control(group="minimality", name=name, make=partial(circuit.without, closed))
 
 
 def run_controls(
@@ -179,30 +179,17 @@ def partly_ablated(circuit: Circuit, probability: float, *, seed: int) -> Circui
     return Circuit.of(kept, nodes)
 
 
-def without(circuit: Circuit, closed: Mapping[str, Tensor]) -> Circuit:
-    return Circuit.of({level: mask & ~closed[level] if level in closed else mask for level, mask in circuit.masks.items()}, circuit.nodes)
-
-
 def _parts(circuit: Circuit, scores: Scores) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each kept block and head, each tenth of the kept neurons by score: by name, what to close."""
     nodes = circuit.nodes
     for level in ("attention_block", "mlp_block", "head"):
-        for index in circuit.masks[level].nonzero().tolist():
-            yield nodes.name(level, tuple(index)), {level: _only(nodes, level, tuple(index))}
+        for index in circuit.masks[level].nonzero():
+            yield nodes.name(level, tuple(index.tolist())), {level: index.unsqueeze(0)}
     for level in ("mlp_neuron", "expert"):
         kept = circuit.masks[level].nonzero()
         if level not in scores.levels or not len(kept):
             continue
         order = scores.values[level][circuit.masks[level]].argsort()
         for number, part in enumerate(order.tensor_split(DECILES)):
-            if not len(part):
-                continue
-            mask = torch.zeros(nodes.shape(level), dtype=torch.bool)
-            mask[tuple(kept[part].unbind(-1))] = True
-            yield f"{level}.decile.{number}", {level: mask}
-
-
-def _only(nodes: NodeSpace, level: str, index: tuple[int, ...]) -> Tensor:
-    mask = torch.zeros(nodes.shape(level), dtype=torch.bool)
-    mask[index] = True
-    return mask
+            if len(part):
+                yield f"{level}.decile.{number}", {level: kept[part]}

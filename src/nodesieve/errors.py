@@ -1,8 +1,10 @@
 """The one exception that users meet, and a warning.
 
 A `UserError` says what was expected, what came, and what to do, in one line. The command line prints it without a traceback
-and exits with code 2; from Python it is an ordinary `ValueError`.
+and exits with code `EXIT_BAD_INPUT`; from Python it is an ordinary `ValueError`.
 """
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 class UserError(ValueError):

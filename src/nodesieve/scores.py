@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,13 @@ def raise_ancestors(values: LevelTensors) -> LevelTensors:
     no descendants, keeps its score.
     """
     return fold_upwards(values, lambda own, below: torch.maximum(own, below.amax(-1)))
+
+
+def raised(values: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
+    """Scores of some levels, of all levels: the nodes given keep theirs, what lies above them gets the highest; 0 where nothing below is given."""
+    unknown = {level: torch.full(nodes.shape(level), -torch.inf) for level in LEVELS}
+    given = {level: value.masked_fill(~nodes.present(level), -torch.inf) for level, value in values.items()}
+    return {level: value.masked_fill(value == -torch.inf, 0.0) for level, value in raise_ancestors({**unknown, **given}).items()}
 
 
 def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tensor]) -> LevelTensors:

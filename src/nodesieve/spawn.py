@@ -5,15 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nodesieve.config import DiscoverConfig
-from nodesieve.errors import UserError
+from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.run import CHECKPOINT, CONFIG, METRICS, read_config, write_config
-
-INTERRUPTED = 130
 
 
 def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:
@@ -36,7 +32,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         flags += ["--config", str(directory / CONFIG), "--out", str(directory), "--overwrite"]
     flags += ["--trust-remote-code"] if trust_remote_code else []
     code = _call(["discover", *flags])
-    if code == INTERRUPTED:
+    if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
@@ -53,7 +49,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _refuse_others(directory: Path, config: DiscoverConfig) -> None:
-    there, wanted = (_comparable(options) for options in (read_config(directory).to_dict(), config.to_dict()))
+    there, wanted = read_config(directory).to_dict(), config.to_dict()
     differing = [name for name in wanted if there[name] != wanted[name]]
     if differing:
         name = differing[0]
@@ -61,7 +57,3 @@ def _refuse_others(directory: Path, config: DiscoverConfig) -> None:
             f"expected a run with {name} = {wanted[name]!r} in {str(directory)!r}, found one with {there[name]!r}; "
             "choose another directory or remove it"
         )
-
-
-def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

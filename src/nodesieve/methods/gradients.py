@@ -18,8 +18,6 @@ score among its descendants. As wholes, heads and MLP blocks are scored by the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from nodesieve.config import DiscoverConfig
@@ -28,9 +26,8 @@ from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
 from nodesieve.metrics import logit_difference
-from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, raise_ancestors
+from nodesieve.scores import Scores, raised
 
 EXAMPLES = 2048  # passes forward and backward at most; a built-in task draws more, so that the learned gates never see one twice
 IG_LEVELS = 8
@@ -75,14 +72,8 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
             for level, gradient in gradients.items():
                 total[level] += gradient.sum(0) / (count * len(gate_levels))
     signed = {level: value.cpu() for level, value in total.items()}
+    scored = {level: signed[level] for level in levels}
     wholes = {"head": signed["head_dim"].sum(-1), "mlp_block": signed["mlp_neuron"].sum(-1) + signed["expert"].sum(-1)}
-    by_sign = Scores(values=_raised(signed, levels, nodes), nodes=nodes, levels=config.levels, wholes=wholes)
-    by_size = _raised({level: value.abs() for level, value in signed.items()}, levels, nodes)
+    by_sign = Scores(values=raised(scored, nodes), nodes=nodes, levels=config.levels, wholes=wholes)
+    by_size = raised({level: value.abs() for level, value in scored.items()}, nodes)
     return Scores(values=by_size, nodes=nodes, levels=config.levels, wholes={level: x.abs() for level, x in wholes.items()}, other=by_sign)
-
-
-def _raised(values: LevelTensors, levels: Sequence[str], nodes: NodeSpace) -> LevelTensors:
-    """The scored nodes keep their values, what lies above them gets the highest; 0 where nothing below is scored."""
-    unknown = {level: torch.full_like(value, -torch.inf) for level, value in values.items()}
-    scored = {level: values[level].masked_fill(~nodes.present(level), -torch.inf) for level in levels}
-    return {level: value.masked_fill(value == -torch.inf, 0.0) for level, value in raise_ancestors({**unknown, **scored}).items()}

@@ -31,6 +31,7 @@ from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.metrics import logit_difference, upper_bound
 from nodesieve.models import learning_dtype
@@ -40,8 +41,6 @@ from nodesieve.scores import Scores
 from nodesieve.shrink import Shrunk
 
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
-ADAM_BETAS = (0.9, 0.99)
-MOMENTS = ("exp_avg", "exp_avg_sq")
 LOOK = 256  # validation examples at most for a look during the run; a few hard words make fewer misleading
 CHECKPOINT_EVERY = 50
 DROP_EVERY = 20
@@ -78,7 +77,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
         loss = kl + penalty + _task_term(logits, batch, config)
-        run.descend(loss, rate=_learning_rate(run.step / config.steps, config.learning_rate_final))
+        run.descend(loss, rate=falling(run.step / config.steps, config.learning_rate_final))
         kl_binary = None
         if observing:
             kl_binary = problem.objective(full, binary[0], batch).mean().item()
@@ -111,11 +110,6 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             raise Stopped(run.scores())
     journal.save(run.state())
     return run.scores()
-
-
-def _learning_rate(progress: float, final: float) -> float:
-    """Full for the first quarter of the run, then falling in a straight line to `final`."""
-    return 1 - (1 - final) * max(0.0, (progress - 0.25) / 0.75)
 
 
 def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
@@ -264,10 +258,8 @@ class _Run:
     def learned(self) -> dict[str, Tensor]:
         """log_alpha and Adam's moments by name: all that a step changes."""
         tensors: dict[str, Tensor] = {f"log_alpha.{level}": x for level, x in self.log_alpha.items()}
-        for level, x in self.log_alpha.items():
-            tensors |= {f"{moment}.{level}": self.adam.state[x][moment] for moment in MOMENTS}
-            tensors[f"dropped.{level}"] = self.dropped[level]
-        return tensors
+        dropped = {f"dropped.{level}": self.dropped[level] for level in self.log_alpha}
+        return tensors | moments(self.adam, self.log_alpha) | dropped
 
     def scores(self) -> Scores:
         """Of now, and of the best circuit that met the budget on the way."""
@@ -300,13 +292,10 @@ class _Run:
         self.controller.restore(state.numbers["controller"])
         self.problem.model.passes.forward += state.numbers["passes"]["forward"]
         self.problem.model.passes.backward += state.numbers["passes"]["backward"]
+        put_back(self.adam, self.log_alpha, state.tensors, step=self.step)
         for level, x in self.log_alpha.items():
             with torch.no_grad():
                 x.copy_(state.tensors[f"log_alpha.{level}"])
-            self.adam.state[x] = {
-                "step": torch.tensor(float(self.step)),
-                **{moment: state.tensors[f"{moment}.{level}"].to(self.device).clone() for moment in MOMENTS},
-            }
             self.dropped[level] = state.tensors[f"dropped.{level}"].to(self.device).clone()
         if any(bool(dropped.any()) for dropped in self.dropped.values()):
             self.shrink()

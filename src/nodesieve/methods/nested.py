@@ -24,16 +24,16 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, raise_ancestors
+from nodesieve.scores import Scores, raised
 
 SMALLEST = 0.01  # sizes are drawn evenly on a log scale from here to everything
 START = 3.0  # the leaves' numbers at the start are spread evenly over this much, by rank of Fisher information
 LEARNING_RATE = 0.05
-ADAM_BETAS = (0.9, 0.99)
 SAVE_EVERY = 50
 
 
@@ -126,9 +126,9 @@ class _Ranking:
         return sampled | {leaf: own.reshape(batch, *self.nodes.shape(leaf)) for leaf, own in zip(self.leaves, z, strict=True)}, sizes
 
     def descend(self, loss: Tensor) -> None:
-        progress = self.step / self.config.steps
+        rate = falling(self.step / self.config.steps, self.config.learning_rate_final)
         for group in self.adam.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - (1 - self.config.learning_rate_final) * max(0.0, (progress - 0.25) / 0.75))
+            group["lr"] = LEARNING_RATE * rate
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.adam.step()
@@ -136,22 +136,16 @@ class _Ranking:
 
     @torch.no_grad()
     def scores(self) -> Scores:
-        low = {level: torch.full(self.nodes.shape(level), -torch.inf) for level in LEVELS}
-        own = {leaf: x.detach().float().cpu().masked_fill(~self.nodes.present(leaf), -torch.inf) for leaf, x in self.standing().items()}
-        raised = raise_ancestors(low | own)
-        values = {level: x.masked_fill(x == -torch.inf, 0.0) for level, x in raised.items()}
+        values = raised({leaf: x.detach().float().cpu() for leaf, x in self.standing().items()}, self.nodes)
         return Scores(values=values, nodes=self.nodes, levels=self.levels)
 
     def state(self) -> State:
         tensors = {f"value.{level}": x.detach() for level, x in self.values.items()}
-        for level, x in self.values.items():
-            tensors |= {f"{moment}.{level}": self.adam.state[x][moment] for moment in ("exp_avg", "exp_avg_sq")}
-        return State(tensors=tensors, numbers={"step": self.step, "seconds": self.seconds})
+        return State(tensors=tensors | moments(self.adam, self.values), numbers={"step": self.step, "seconds": self.seconds})
 
     def restore(self, state: State) -> None:
         self.step, self.seconds = state.numbers["step"], state.numbers["seconds"]
         for level, x in self.values.items():
             with torch.no_grad():
                 x.copy_(state.tensors[f"value.{level}"])
-            moments = {moment: state.tensors[f"{moment}.{level}"].to(self.device).clone() for moment in ("exp_avg", "exp_avg_sq")}
-            self.adam.state[x] = {"step": torch.tensor(float(self.step)), **moments}
+        put_back(self.adam, self.values, state.tensors, step=self.step)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task, build
@@ -51,3 +52,8 @@ def load_task(
     if not Path(source).exists():
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
     return read_task(source, seed=seed)
+
+
+def task_of(config: DiscoverConfig, tokenizer: PreTrainedTokenizerBase, *, task: str | None = None) -> Task:
+    """The task that a run's options name, or another one drawn alike."""
+    return load_task(task or config.task, tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
