@@ -9,11 +9,13 @@ from conftest import random_tokens, tiny_model
 from nodesieve import shrink
 from nodesieve.ablations import Corrupted
 from nodesieve.batches import Tokens
+from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
 from nodesieve.gated_model import GatedModel
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
 from nodesieve.methods.multigranular import multigranular
+from nodesieve.problem import Problem
 from nodesieve.shrink import Cutter
 from test_cache import make_problem
 
@@ -49,6 +51,25 @@ def test_a_cut_model_gives_the_same_logits_and_gradients(any_model: GatedModel) 
                 mask = live.get(name, torch.ones(()))  # a closed node has a gradient only while it is there
                 torch.testing.assert_close(found[1][name] * mask, found[0][name] * mask, rtol=1e-3, atol=1e-4)
     assert all(dict(any_model.model.named_parameters())[name] is p for name, p in parameters.items())
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma", "mixtral"])
+def test_circuits_are_measured_each_without_what_it_has_closed(name: str, ablation: str) -> None:
+    problem = make_problem(name)
+    other = Problem(problem.model, problem.task, ablation=ablation)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {level: torch.rand(other.nodes.shape(level), generator=generator) for level in LEVELS}
+    circuits = [
+        Circuit.of({level: values < (share if level in ("head", "mlp_neuron") else 1) for level, values in drawn.items()}, other.nodes)
+        for share in (1, 0.6, 0.3, 0)
+    ]
+    whole, cut = (other.losses(circuits, "validation", cut=cut) for cut in (False, True))
+    for ours, theirs in zip(cut, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    made = [other.cut(circuit.masks, keep=False) for circuit in circuits]
+    assert all(entries is None for entries in made[0].live["heads"])
+    assert any(entries is not None for entries in made[2].live["neurons"]) == (name != "mixtral")
 
 
 @pytest.mark.parametrize("options", [{"cache_limit": 8.0}, {}, {"memory": "low"}, {"gate_samples": "batch"}])

@@ -29,14 +29,14 @@ from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 from nodesieve.tasks.base import SplitName
 
-AT_ONCE = 4  # circuits that share a pass over the corrupted prompts
+AT_ONCE = 8  # circuits that share a pass over the corrupted prompts
 ABLATED_WITH = (0.5, 0.75, 0.9)
 DECILES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """One other circuit: the group that it belongs to, its name there, and how to make it."""
+    """One circuit to measure: the group that it belongs to, its name there, and how to make it."""
 
     group: str
     name: str
@@ -44,7 +44,8 @@ class Control:
 
 
 def controls(circuit: Circuit, scores: Scores, *, draws: int = 100, partial_draws: int = 32, seed: int = 0) -> Iterator[Control]:
-    """All other circuits that `circuit` is to be compared with; each is a function of the circuit, its name and the seed."""
+    """The circuit and all others that it is to be compared with; each is a function of the circuit, its name and the seed."""
+    yield Control(group="circuit", name="circuit", make=lambda: circuit)
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
         for i in range(draws):
             yield Control(group=group, name=str(i), make=partial(random_circuit, circuit, by_layer=by_layer, seed=mix(seed, i, 5)))
@@ -80,7 +81,6 @@ def run_controls(
     """
     journal = journal or Journal()
     found: dict[str, dict[str, Any]] = {group: dict(rows) for group, rows in (done or {}).items()}
-    found.setdefault("circuit", {})["circuit"] = measure_circuits(problem, [circuit], split)[0]
     planned = list(controls(circuit, scores, draws=draws, partial_draws=partial_draws, seed=seed))
     left = [control for control in planned if control.name not in found.get(control.group, {})]
     for start in range(0, len(left), AT_ONCE):

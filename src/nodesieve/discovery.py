@@ -108,8 +108,7 @@ def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
     def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
-        """Circuits of one set of scores lie within each other."""
-        return problem.losses(circuits, "validation", within=max(circuits, key=lambda circuit: circuit.size))
+        return problem.losses(circuits, "validation", cut=True)
 
     if config.keep is not None:
         return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)

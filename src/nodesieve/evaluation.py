@@ -75,13 +75,13 @@ def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[Spl
 
 
 def measure_circuits(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> list[Metrics]:
-    """The metrics of several circuits from one pass over the split, without faithfulness."""
-    return [_means(values) for values in _measure(problem, circuits, split)[1:]]
+    """The metrics of several circuits from one pass over the split, without faithfulness; what each has closed is left out of the computation."""
+    return [_means(values) for values in _measure(problem, circuits, split, cut=True)[1:]]
 
 
-def measure_with_faithfulness(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *, within: Circuit | None = None) -> list[Metrics]:
-    """`measure_circuits` with faithfulness, for which everything ablated is measured in the same pass; `within` as for `Problem.circuit_logits`."""
-    full, *rows, ablated = _measure(problem, [*circuits, ablated_circuit(problem)], split, within=within)
+def measure_with_faithfulness(problem: Problem, circuits: Sequence[Circuit], split: SplitName) -> list[Metrics]:
+    """`measure_circuits` with faithfulness, for which everything ablated is measured in the same pass."""
+    full, *rows, ablated = _measure(problem, [*circuits, ablated_circuit(problem)], split, cut=True)
     return [_with_faithfulness(row, full, ablated) for row in rows]
 
 
@@ -91,11 +91,11 @@ def ablated_circuit(problem: Problem) -> Circuit:
     return Circuit.of({**closed, "embedding": torch.ones(1, dtype=torch.bool)}, problem.nodes)
 
 
-def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *, within: Circuit | None = None) -> tuple[dict[str, Tensor], ...]:
+def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *, cut: bool = False) -> tuple[dict[str, Tensor], ...]:
     """Of the full model and of each circuit, each metric of every example, (n,); NaN where an example has no distractor."""
     full_logits = problem.full_logits(split)
     rows: list[dict[str, list[Tensor]]] = [{} for _ in range(1 + len(circuits))]
-    for batch, circuit_logits in problem.circuit_logits(circuits, split, within=within):
+    for batch, circuit_logits in problem.circuit_logits(circuits, split, cut=cut):
         full = full_logits[batch.index]
         for row, logits in zip(rows, [full, *circuit_logits], strict=True):
             difference = logit_difference(logits, batch)

@@ -105,7 +105,7 @@ class GatedModel:
             shrunk: weights without nodes whose gates are 0, from `nodesieve.shrink`.
             recompute: keep only what enters each layer for the backward pass, and compute the layer again there (Chen et al., arXiv 1604.06174).
         """
-        (logits,) = self.gated_logits_of_each(tokens, [gates], values, shrunk=shrunk, recompute=recompute)
+        (logits,) = self.gated_logits_of_each(tokens, [gates], values, shrunk=[shrunk], recompute=recompute)
         return logits
 
     def gated_logits_of_each(
@@ -114,35 +114,35 @@ class GatedModel:
         each: Sequence[Mapping[str, Tensor]],
         values: Activations | Corrupted,
         *,
-        shrunk: Shrunk | None = None,
+        shrunk: Sequence[Shrunk | None] | None = None,
         recompute: bool = False,
     ) -> list[Tensor]:
-        """`gated_logits` for several sets of gates; gradients flow to the first. Corrupted prompts are read once for all of them."""
+        """`gated_logits` for several sets of gates, each with its own `shrunk`; gradients flow to the first. Corrupted prompts are read once."""
         if not each:
             return []
-        gatings = [Gating(gates, self.model.dtype, None if shrunk is None else shrunk.live) for gates in each]
+        gatings = [Gating(gates, self.model.dtype, own) for gates, own in zip(each, shrunk or [None] * len(each), strict=True)]
         learning, count = torch.is_grad_enabled() and gatings[0].learns, len(tokens.input_ids)
         self.passes.forward += count * (len(gatings) + (learning and recompute))
         self.passes.backward += count * learning
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
                 self.passes.forward += count
-                return self._in_lockstep(tokens, gatings, values, shrunk, recompute)
+                return self._in_lockstep(tokens, gatings, values, recompute)
             values = self.record(values.tokens)
         alone = learning and self._answer_alone(tokens)
         with self._activations_in_one() if learning else nullcontext():
-            first = self._gated(tokens, gatings[0], values, shrunk, recompute=recompute, answer_alone=alone)
+            first = self._gated(tokens, gatings[0], values, recompute=recompute, answer_alone=alone)
             with torch.no_grad():
-                return [first, *(self._gated(tokens, gating, values, shrunk, recompute=False, answer_alone=alone) for gating in gatings[1:])]
+                return [first, *(self._gated(tokens, gating, values, recompute=False, answer_alone=alone) for gating in gatings[1:])]
 
-    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, shrunk: Shrunk | None, *, recompute: bool, answer_alone: bool) -> Tensor:
+    def _gated(self, tokens: Tokens, gating: Gating, values: Activations, *, recompute: bool, answer_alone: bool) -> Tensor:
         @contextmanager
         def at_places(layers: Sequence[int] | None = None) -> Iterator[None]:
             edit, route = partial(gating.edit, values), partial(gating.route, values)
             embedding = layers is None and not gating.embedding_open
             with ExitStack() as stack:
-                if shrunk is not None:
-                    stack.enter_context(shrunk.layers(range(self.nodes.layers) if layers is None else layers, values))
+                if gating.shrunk is not None:
+                    stack.enter_context(gating.shrunk.layers(range(self.nodes.layers) if layers is None else layers, values))
                 stack.enter_context(
                     hooked(
                         self.architecture.places,
@@ -157,11 +157,11 @@ class GatedModel:
                 yield
 
         with self._frozen():
-            prefix = self._read_prefix(tokens, values.start, shrunk)
+            prefix = self._read_prefix(tokens, values.start, [gating])
             with at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
                 return self._run(tokens, prefix)
 
-    def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, shrunk: Shrunk | None, recompute: bool) -> list[Tensor]:
+    def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, recompute: bool) -> list[Tensor]:
         layers = [places.layer for places in self.architecture.places]
 
         def at_places(layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
@@ -182,8 +182,8 @@ class GatedModel:
         alone = learning and values.keep is None and self._answer_alone(tokens)
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
             start = self.start(tokens, values.tokens) if learning and values.keep is None else 0
-            prefix = self._read_prefix(tokens, start, shrunk)
-            streams = Lockstep(gatings, self._entering(values.tokens, prefix), values=values, shrunk=shrunk, recompute=anew if recompute else None)
+            prefix = self._read_prefix(tokens, start, gatings)
+            streams = Lockstep(gatings, self._entering(values.tokens, prefix), values=values, recompute=anew if recompute else None)
             with at_places(), streams.installed(layers):
                 logits = [self._run(tokens, prefix)]
             with torch.no_grad():
@@ -274,7 +274,7 @@ class GatedModel:
         return 0.1 if self.model.dtype.itemsize < 4 else 1e-3
 
     @torch.no_grad()
-    def _read_prefix(self, tokens: Tokens, start: int, shrunk: Shrunk | None = None) -> Prefix | None:
+    def _read_prefix(self, tokens: Tokens, start: int, gatings: Sequence[Gating] = ()) -> Prefix | None:
         if start == 0:
             return None
         prefix = Prefix()
@@ -286,7 +286,7 @@ class GatedModel:
             use_cache=True,
             **{name: value for name, value in options.items() if name in self._takes},
         )
-        prefix.read, prefix.shrunk = True, shrunk
+        prefix.read, prefix.shrunk = True, {gating.shrunk for gating in gatings if gating.shrunk is not None}
         return prefix
 
     def _run(self, tokens: Tokens, prefix: Prefix | None = None) -> Tensor:

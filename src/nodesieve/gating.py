@@ -6,7 +6,7 @@ itself would keep x, a and z.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nodesieve.ablations import LAYER_PLACES, Activations, Routed
 from nodesieve.nodes import place_gates
+from nodesieve.shrink import Shrunk
 
 
 class Gating:
@@ -22,15 +23,16 @@ class Gating:
     Args:
         gates: a tensor in [0, 1] for each level, (*shape(level)) for one gate a node, or (B, *shape(level)) for one an example.
         dtype: of the model.
-        live: by place, then by layer, the entries that are left where a model has been shrunk; see `nodesieve.shrink`.
+        shrunk: weights without nodes whose gates are 0, to run on; see `nodesieve.shrink`.
     """
 
-    def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype, live: Mapping[str, Sequence[Tensor | None]] | None = None) -> None:
+    def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype, shrunk: Shrunk | None = None) -> None:
         at = place_gates(gates)
         # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
         self._z = {place: getattr(at, place).to(dtype).unbind(-2) for place in (*LAYER_PLACES, "experts")}
         self._z["embedding"] = (at.embedding.to(dtype),)
-        self._live = live or {}
+        self.shrunk = shrunk
+        self._live = {} if shrunk is None else shrunk.live
         self.learns = any(z.requires_grad for z in gates.values())
         # With a constant 1 at the embedding no gradient has to reach layer 0's input.
         self.embedding_open = not at.embedding.requires_grad and bool((at.embedding == 1).all())

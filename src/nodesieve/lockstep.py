@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from nodesieve.ablations import Activations, Corrupted, Recorder, Routed
 from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as
-from nodesieve.shrink import Shrunk
 
 Layers = Sequence[nn.Module]
 
@@ -40,7 +39,6 @@ class Lockstep:
         gatings: the first may carry gradients, the others not.
         stream: the corrupted prompts' residual stream as it enters layer 0, (B, T, D).
         keep: shown what each layer's places hold, before it is let go.
-        shrunk: cut weights for the gated passes.
         recompute: puts the hooks of one layer in place anew, to compute it again in the backward pass; None: what that needs is kept instead.
     """
 
@@ -50,13 +48,11 @@ class Lockstep:
         stream: Tensor,
         *,
         values: Corrupted,
-        shrunk: Shrunk | None,
         recompute: Callable[[int], AbstractContextManager[None]] | None,
     ) -> None:
         self._own, self._others = gatings[0], gatings[1:]
         self._corrupted = stream
         self._keep = values.keep
-        self._shrunk = shrunk
         self._recompute = recompute
         self._held = Recorder()  # of the layer at hand
         self._at_work: Gating | None = None  # None: the corrupted stream
@@ -99,7 +95,7 @@ class Lockstep:
 
         def gated(gating: Gating, hidden: Tensor) -> Any:
             self._at_work = gating
-            with self._shrunk.layers([number], self._held.seen) if self._shrunk else nullcontext():
+            with gating.shrunk.layers([number], self._held.seen) if gating.shrunk else nullcontext():
                 return run(hidden)
 
         def both(hidden: Tensor, corrupted: Tensor) -> tuple[Any, Tensor]:

@@ -59,7 +59,6 @@ class _Polisher:
         self.problem, self.selection, self.config, self.journal = problem, selection, config, journal
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
         self._rounds = 0
-        self._within = selection.circuit  # holds every circuit that is measured until it is set again
 
     def close_cheapest(self, levels: Sequence[str]) -> None:
         while True:
@@ -123,13 +122,12 @@ class _Polisher:
     def _measure(self, circuits: Sequence[Circuit]) -> list[Tensor]:
         found: list[Tensor] = []
         for start in range(0, len(circuits), WIDTH):
-            found += self.problem.losses(circuits[start : start + WIDTH], "validation", within=self._within)
+            found += self.problem.losses(circuits[start : start + WIDTH], "validation", cut=True)
             self.journal.progress(len(found), len(circuits), kl=self.selection.kl, **self._shares())
         return found
 
     def _ranked(self, levels: Sequence[str]) -> Tensor:
-        """Places of the kept nodes of `levels`, level after level, the cheapest first; what is measured from here on lies in the circuit of now."""
-        self._within = self.selection.circuit
+        """Places of the kept nodes of `levels`, level after level, the cheapest first."""
         costs = self._costs(levels)
         return torch.cat([costs[level] for level in levels]).argsort(stable=True)
 

@@ -5,6 +5,7 @@ Where clean and corrupted prompts begin with the same tokens, what their places 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ WORTH_IT = 0.25  # share of positions below which reading them twice costs less 
 class Prefix(DynamicCache):  # type: ignore[misc]
     """Keys and values of the first positions. Passes that go on from there add nothing to it, so that any number of them can."""
 
-    shrunk: Shrunk | None = None
+    shrunk: Collection[Shrunk] = ()  # of all passes that go on from here, one of which is at work at a time
     read = False
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ class Prefix(DynamicCache):  # type: ignore[misc]
             return keys, values
         kept = self.layers[layer_idx]
         keys, values = kept.keys, kept.values
-        groups = self.shrunk.groups_in_use(layer_idx) if self.shrunk is not None else None
+        groups = next((groups for shrunk in self.shrunk if (groups := shrunk.groups_in_use(layer_idx)) is not None), None)
         if groups is not None:
             keys, values = keys.index_select(1, groups), values.index_select(1, groups)
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)

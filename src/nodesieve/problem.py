@@ -76,34 +76,38 @@ class Problem:
 
     @torch.no_grad()
     def circuit_logits(
-        self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, within: Circuit | None = None
+        self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, cut: bool = False
     ) -> Iterator[tuple[Batch, list[Tensor]]]:
         """Batch by batch, the logits of each circuit (B, V); the ablation's own pass is shared by all of them.
 
         Args:
             first: only so many examples of the split.
-            within: a circuit that holds all of them; what is closed there is left out of the computation, which is faster and differs by float error.
+            cut: leave what a circuit has closed out of the computation, which is faster and differs by float error.
         """
-        shrunk = None if within is None else self.cut(within.masks)
+        shrunk = [self.cut(circuit.masks, keep=False) for circuit in circuits] if cut else None
         gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
         for batch in self.task[split].batches(self.batch_size, first=first):
             yield batch, self.model.gated_logits_of_each(batch.clean, gates, self.ablation.values(batch), shrunk=shrunk)
 
-    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, within: Circuit | None = None) -> list[Tensor]:
+    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, cut: bool = False) -> list[Tensor]:
         """The objective of every example of a split, one (n,) tensor a circuit; arguments as for `circuit_logits`."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
         batches = []
-        for batch, logits in self.circuit_logits(circuits, split, first=first, within=within):
+        for batch, logits in self.circuit_logits(circuits, split, first=first, cut=cut):
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
                 row.append(self.objective(full[batch.index], own, batch))
         return [torch.cat(row)[_order(batches)] for row in rows]
 
-    def cut(self, alive: Mapping[str, Tensor]) -> Shrunk:
-        """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed."""
+    def cut(self, alive: Mapping[str, Tensor], *, keep: bool = True) -> Shrunk:
+        """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed.
+
+        Args:
+            keep: as for `Shrunk`.
+        """
         neurons = alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True)
-        return self.model.cutter.cut(alive["head_dim"].any(-1), neurons)
+        return self.model.cutter.cut(alive["head_dim"].any(-1), neurons, keep=keep)
 
 
 def _order(batches: Sequence[Batch]) -> Tensor:

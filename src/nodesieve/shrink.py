@@ -25,6 +25,7 @@ from nodesieve.architectures import Architecture, LayerPlaces, in_out
 from nodesieve.nodes import LevelTensors
 
 WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
+WORTH_IT_ONCE = 0.8  # the same for weights that are cut for one pass
 MULTIPLE = 64  # live neurons of a layer are rounded up to one of these: odd sizes are slow to multiply and leave holes in memory
 # (live heads (n,), heads, groups of keys and values, dimensions a head) -> rows of each query, key and value projection
 Rows = Callable[[Tensor, int, int, int], list[Tensor]]
@@ -63,50 +64,58 @@ class Cutter:
     neurons: bool
     heads: Rows | None
 
-    def cut(self, live_heads: Tensor, live_neurons: Tensor) -> Shrunk:
-        """`live_heads` bool (L, H), `live_neurons` bool (L, F)."""
+    def cut(self, live_heads: Tensor, live_neurons: Tensor, *, keep: bool = True) -> Shrunk:
+        """`live_heads` bool (L, H), `live_neurons` bool (L, F); `keep` as for `Shrunk`."""
         device = self.architecture.places[0].attention_projection.get_parameter("weight").device
-        return Shrunk(self, live_heads.to(device), live_neurons.to(device))
+        return Shrunk(self, live_heads.to(device), live_neurons.to(device), keep=keep)
 
 
 class Shrunk:
     """Cut weights of every layer in which enough is closed to pay for it.
+
+    Args:
+        keep: hold the cut weights, to use them often; else they are made anew whenever a layer runs, which takes no memory.
 
     Attributes:
         live: by place, then by layer, the entries of the place that are computed, None where it is whole.
         live_heads, live_neurons: what it was made from, bool (L, H) and (L, F).
     """
 
-    def __init__(self, cutter: Cutter, live_heads: Tensor, live_neurons: Tensor) -> None:
-        architecture = cutter.architecture
-        nodes = architecture.nodes
+    def __init__(self, cutter: Cutter, live_heads: Tensor, live_neurons: Tensor, *, keep: bool) -> None:
+        nodes = cutter.architecture.nodes
         self.live_heads, self.live_neurons = live_heads, live_neurons
-        self._places = architecture.places
-        self._swaps: list[list[_Swap]] = []
+        self._cutter, self._places = cutter, cutter.architecture.places
+        self._heads: list[Tensor | None] = []
         self._groups: list[Tensor | None] = []
         self._inside: set[int] = set()
         self.live: dict[str, list[Tensor | None]] = {"heads": [], "neurons": []}
+        most, groups = WORTH_IT if keep else WORTH_IT_ONCE, cutter.architecture.parameters.groups
         for number, places in enumerate(self._places):
-            swaps: list[_Swap] = []
-            heads = _kept(live_heads[number], possible=cutter.heads is not None and places.attention_write is places.attention_projection)
-            entries, groups = None, architecture.parameters.groups
+            possible = cutter.heads is not None and places.attention_write is places.attention_projection
+            heads = _kept(live_heads[number], most) if possible else None
             # Each head would get keys and values of its own: from here on that costs more than it saves.
             if heads is not None and 2 * len(heads) >= nodes.heads + groups:
                 heads = None
-            if heads is not None and cutter.heads is not None:
-                rows = cutter.heads(heads, nodes.heads, groups, nodes.head_dim)
-                entries = _spread(heads, nodes.head_dim)
-                swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
-                swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
-            self.live["heads"].append(entries)
+            self._heads.append(heads)
             self._groups.append(None if heads is None else heads // (nodes.heads // groups))
-            possible = cutter.neurons and places.mlp_write is places.mlp_projection
-            neurons = _kept(live_neurons[number], possible=possible, multiple=MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1)
-            if neurons is not None and places.mlp_projection is not None:
-                swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
-                swaps.append(_columns(places.mlp_projection, neurons))
-            self.live["neurons"].append(neurons)
-            self._swaps.append(swaps)
+            self.live["heads"].append(None if heads is None else _spread(heads, nodes.head_dim))
+            possible = cutter.neurons and places.mlp_projection is not None and places.mlp_write is places.mlp_projection
+            multiple = MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1
+            self.live["neurons"].append(_kept(live_neurons[number], most, multiple=multiple) if possible else None)
+        self._swaps = [self._cut(number) for number in range(nodes.layers)] if keep else None
+
+    def _cut(self, number: int) -> list[_Swap]:
+        """The weights of a layer that take the place of its own."""
+        places, nodes, swaps = self._places[number], self._cutter.architecture.nodes, []
+        heads, entries, neurons = self._heads[number], self.live["heads"][number], self.live["neurons"][number]
+        if heads is not None and entries is not None and self._cutter.heads is not None:
+            rows = self._cutter.heads(heads, nodes.heads, self._cutter.architecture.parameters.groups, nodes.head_dim)
+            swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
+            swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
+        if neurons is not None and places.mlp_projection is not None:
+            swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
+            swaps.append(_columns(places.mlp_projection, neurons))
+        return swaps
 
     @contextmanager
     def layers(self, numbers: Sequence[int], values: Activations) -> Iterator[None]:
@@ -119,7 +128,7 @@ class Shrunk:
                         closed = _closed_write(projection, place, number, values)
                         hook = projection.register_forward_hook(lambda _m, _args, out, closed=closed: closed(out), prepend=True)
                         stack.callback(hook.remove)
-                for swap in self._swaps[number]:
+                for swap in self._cut(number) if self._swaps is None else self._swaps[number]:
                     stack.enter_context(swap.made())
                 self._inside.add(number)
                 stack.callback(self._inside.discard, number)
@@ -151,10 +160,10 @@ class _Swap:
             self.module.__dict__.update(attributes)
 
 
-def _kept(live: Tensor, *, possible: bool, multiple: int = 1) -> Tensor | None:
-    """The live entries, and as many others as make their number a multiple, one at least; None where cutting is not possible or would not pay."""
+def _kept(live: Tensor, most: float, *, multiple: int = 1) -> Tensor | None:
+    """The live entries, and as many others as make their number a multiple, one at least; None where that is more than a share of `most`."""
     wanted = max(1, -(-int(live.sum()) // multiple)) * multiple
-    if not possible or wanted > WORTH_IT * len(live):
+    if wanted > most * len(live):
         return None
     return live.int().argsort(descending=True, stable=True)[:wanted].sort().values
 

@@ -28,7 +28,6 @@ from nodesieve.tasks.base import SplitName
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 UNITS: dict[str, tuple[str, ...]] = {"parts": ("head", "mlp_block"), "leaves": LEAVES}
-AT_ONCE = 5
 
 
 def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", budget: float) -> dict[str, dict[str, Any]]:
@@ -39,10 +38,7 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
     found = {}
     for unit in UNITS:
         circuits = [cut(scores, unit, share) for share in SHARES]
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(circuits), AT_ONCE):
-            some = circuits[start : start + AT_ONCE]  # each within the next
-            rows += measure_with_faithfulness(problem, some, split, within=some[-1] if some[-1].size < 1 else None)
+        rows = measure_with_faithfulness(problem, circuits, split)
         total = sum(scores.nodes.count(level) for level in UNITS[unit])
         points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
         found[unit] = {"points": points, **areas(points), "compactness": compactness(points, budget)}

@@ -72,7 +72,8 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         full, values = cache.answers(batch), cache.values(batch)
         observing = not repairing and run.step >= config.warmup_steps and run.step % OBSERVE_EVERY == 0
         each = [run.sample_gates(batch), *([run.binary_gates()] if observing else [])]
-        logits, *binary = learner.model.gated_logits_of_each(batch.clean, each, values, shrunk=run.shrunk, recompute=config.memory == "low")
+        shrunk = [run.shrunk] * len(each)
+        logits, *binary = learner.model.gated_logits_of_each(batch.clean, each, values, shrunk=shrunk, recompute=config.memory == "low")
         kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
