@@ -32,7 +32,7 @@ from nodesieve.run import RunJournal
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 from nodesieve.tasks.words import PLACES
 
-QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2, "force": True}
+QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2, "force": True, "polish": False}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,10 @@ def quick_flags(**more: object) -> list[str]:
     flags: list[str] = []
     for name, value in {**QUICK, **more}.items():
         flag = f"--{name.replace('_', '-')}"
-        flags += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
+        if name == "polish":
+            flags.append(flag if value else "--no-polish")
+        else:
+            flags += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
     return flags
 
 
@@ -196,7 +199,7 @@ def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) 
 
 def test_low_memory_learns_the_same(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    runs = [ns.discover(loaded, task, make_config({**QUICK, "memory": memory})) for memory in ("default", "low")]
+    runs = [ns.discover(loaded, task, make_config({**QUICK, "memory": memory, "polish": True})) for memory in ("default", "low")]
     assert [row["loss"] for row in runs[0].history] == pytest.approx([row["loss"] for row in runs[1].history], abs=1e-5)
 
 
@@ -216,7 +219,7 @@ def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
         seen.append(len(batch.answers))
         return torch.stack([-row.log_softmax(-1)[list(answers)].logsumexp(0) for row, answers in zip(logits, batch.answers, strict=True)])
 
-    own = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}), loss=answer_loss)
+    own = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100, "polish": True}), loss=answer_loss)
     plain = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}))
     assert seen
     assert own.metrics["budget"]["met"]

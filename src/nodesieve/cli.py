@@ -80,6 +80,9 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         shown = ",".join(default) if isinstance(default, tuple) else default
         note = f"  [default: {shown}]" if shown not in (None, "", {}) and not isinstance(shown, bool) else ""
         flag = "--" + field.name.replace("_", "-")
+        if hints[field.name] == bool | None:
+            command = click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=info.description)(command)
+            continue
         if isinstance(default, bool):
             command = click.option(flag, field.name, is_flag=True, default=None, help=info.description)(command)
             continue
@@ -360,7 +363,7 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust
 @click.option("--methods", required=True, help="names with commas between them, e.g. multigranular,coarse,gate_gradient")
 @click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
-@click.option("--polish", is_flag=True, help="polish the circuit of every method")
+@click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="directory for the runs and the comparison")
 @click.option("--quiet", is_flag=True, help="no progress; only the table")
@@ -371,7 +374,7 @@ def compare(
     methods: str,
     budget: float | None,
     seeds: int,
-    polish: bool,
+    polish: bool | None,
     config_file: Path | None,
     out: Path,
     quiet: bool,
@@ -387,7 +390,7 @@ def compare(
     unknown = [name for name in names if name not in choices(MethodName)]
     if unknown or not names:
         raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")
-    given = {"model": model, "task": task, "kl_budget": budget, "polish": polish or None}
+    given = {"model": model, "task": task, "kl_budget": budget, "polish": polish}
     base = read_config(config_file).to_dict() if config_file else {}
     config = make_config({**base, **{name: value for name, value in given.items() if value is not None}})
     if out.exists() and not out.is_dir():

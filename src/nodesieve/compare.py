@@ -73,6 +73,8 @@ def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
         "met": metrics["budget"]["met"],
         "budget": metrics["budget"]["kl"],
         "size": metrics["size"],
+        "unpolished": metrics.get("unpolished", {}).get("size"),
+        "polish_seconds": metrics.get("unpolished", {}).get("seconds"),
         "nodes": metrics["nodes"],
         "parameters": metrics["parameters"],
         "validation_kl_upper": metrics["budget"]["validation_kl_upper"],
@@ -94,6 +96,9 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"method": method, "runs": len(own), "met": sum(row["met"] for row in own)}
         line |= {level: mean(row["nodes"][level]["kept"] for row in own) for level in own[0]["nodes"]}
         line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
+        for name in ("unpolished", "polish_seconds"):
+            values = [row[name] for row in own if row[name] is not None]
+            line[name] = mean(values) if values else None
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
         for unit in ("parts", "leaves"):
             for area in ("cpr", "cmd", "compactness"):
@@ -120,9 +125,10 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "neurons": lambda line: f"{line.get('mlp_neuron', 0) + line.get('expert', 0):,.0f}",
         "outputs": lambda line: f"{line['mlp_output']:,.0f}",
         "size": lambda line: f"{100 * line['size']:.1f}%",
+        "unpolished": lambda line: "-" if line["unpolished"] is None else f"{100 * line['unpolished']:.1f}%",
         "parameters": lambda line: f"{100 * line['parameters']:.1f}%",
         "test KL": lambda line: f"{line['kl']:.3f}",
-        "s": lambda line: f"{line['seconds']:,.0f}",
+        "s": lambda line: f"{line['seconds']:,.0f}" + ("" if line["polish_seconds"] is None else f" + {line['polish_seconds']:,.0f}"),
         "GB": lambda line: f"{line['peak_memory_bytes'] / 1e9:.2f}",
         "passes": lambda line: f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
     },

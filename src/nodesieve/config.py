@@ -86,7 +86,10 @@ class DiscoverConfig:
     within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are learned (multigranular)")
     kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
-    polish: bool = Field(default=False, description="afterwards close, coarse to fine, what the circuit can do without within the budget")
+    polish: bool | None = Field(
+        default=None,
+        description="afterwards close, coarse to fine, what the circuit can do without within the budget; by default unless keep is given",
+    )
 
     # How to learn (multigranular)
     steps: int = Field(default=360, ge=1, description="optimisation steps")
@@ -157,7 +160,11 @@ class DiscoverConfig:
     @model_validator(mode="after")
     def _fill_levels(self) -> DiscoverConfig:
         if self.polish and self.keep is not None:
-            raise ValueError("polish closes nodes within the KL budget, and keep asks for a size: expected one of them, got both")
+            raise ValueError(
+                "polish closes nodes within the KL budget, and keep asks for a size: expected one of them, got both; --no-polish with --keep"
+            )
+        if self.polish is None:
+            object.__setattr__(self, "polish", self.keep is None)
         for name, defaults in PER_LEVEL.items():
             object.__setattr__(self, name, {**defaults, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):

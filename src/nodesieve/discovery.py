@@ -76,14 +76,21 @@ def discover(
     unpolished = selection
     if config.polish:
         journal.say("polishing")
+        clock = time.monotonic()
         selection = polish(problem, selection, config, journal)
+        polishing = time.monotonic() - clock
     passes = asdict(problem.model.passes)
     journal.say("evaluating")
     evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
     metrics = _metrics(problem, selection, evaluation, config, steps=len(journal.history), seconds=seconds)
     metrics["passes"] = passes
     if config.polish:
-        metrics["unpolished"] = {"size": unpolished.circuit.size, "validation_kl_upper": unpolished.kl_upper}
+        metrics["unpolished"] = {
+            "size": unpolished.circuit.size,
+            "nodes": {level: unpolished.circuit.kept(level) for level in problem.nodes.levels},
+            "validation_kl_upper": unpolished.kl_upper,
+            "seconds": polishing,
+        }
     return Run(
         config=config,
         circuit=selection.circuit,

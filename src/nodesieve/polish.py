@@ -1,22 +1,29 @@
 """After selection: close what the circuit can do without, coarse to fine, until nothing more can go within the KL budget.
 
-One threshold over all scores leaves nodes in that cost nothing by now, since a score says what a node was worth on the way and not in this circuit.
-Blocks come first, then heads, then single dimensions, neurons and outputs. At each stage:
+One threshold over all scores leaves nodes in that the circuit hardly needs, since a score says what a node was worth on the way and not in this
+circuit, and scores that were learned from batches are noisy. Here the circuit is held fixed and every node is asked what a change of its gate would
+do, over training examples that are drawn anew each time: the gradient of the KL to the gate, and its Fisher information F, the mean square of the
+gradient of log p(token drawn from the circuit), which is the curvature that the KL to the circuit of now has there.
 
-1. What closing each kept node would add to the KL, to first order: minus the gradient of the KL to its gate, in this circuit, over training
-   examples that are drawn anew each time. They rank; they decide nothing.
-2. The longest stretch of that ranking, cheapest first, whose nodes can all be closed with the budget still met on validation data, found by
-   bisection; and so on, with new gradients, until less than `LEAST` of the stage's nodes goes.
-3. Of the blocks and heads that are left, the `TRIED` cheapest by that ranking are then closed one at a time where validation data says that
-   nothing is lost: the KL must not rise.
+1. Blocks, then heads: the `TRIED` cheapest are closed, one and then more, where validation data says that nothing is lost: the KL must not rise.
+2. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
+   -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
+   much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
+   goes, with and without the best few of those that are closed coming back; validation data judges each candidate.
+   While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
+3. The share is made smaller when too much is lost, and doubled when little is. It ends when less than `LEAST` of the nodes would go, after trying
+   the last of a small circuit one by one.
 
-Validation data is looked at often here; what that does to the reported numbers is seen on test data, which is not.
+Of everything measured, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does to the reported
+numbers is seen on test data, which is not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,117 +32,165 @@ from nodesieve.batches import Batch, Split, mix
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
-from nodesieve.levels import LEVELS
+from nodesieve.levels import CHILDLESS
+from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, open_gates
 from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.select import WIDTH, Selection
+from nodesieve.scores import fold_upwards
+from nodesieve.select import Selection
 
-STAGES = (("attention_block", "mlp_block"), ("head",), ("head_dim", "mlp_neuron", "expert", "mlp_output"))
-ONE_BY_ONE = ("attention_block", "mlp_block", "head")
-EXAMPLES = 256  # for a ranking
-LEAST = 0.005
-TRIED = 12
-FINEST = 64  # of the parts into which a stage's nodes are cut, in the search for how many can go
+WHOLES = (("attention_block", "mlp_block"), ("head",))
+ANY_WHOLE = tuple(level for levels in WHOLES for level in levels)
+EXAMPLES = 256  # for what closing and opening would do
+TRIED = 8
+CLOSING, OPENING = 30.0, 10.0
+FIRST, LEAST = 0.12, 0.005  # shares of the nodes that go in a round
+BACK = 0.01  # share of the nodes that may come back in a round
+WORTH = 0.6  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
+ROUNDS = 24
 
 
 def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> Selection:
-    """A circuit within the budget -> one that lacks some of its nodes and is within it too. One that misses the budget comes back as it is."""
+    """A circuit within the budget -> a smaller one that is within it too, if there is one. One that misses the budget comes back as it is.
+
+    Raises:
+        KeyboardInterrupt: `journal.stopping` was set.
+    """
     if not selection.met:
         return selection
     polisher = _Polisher(problem, selection, config, journal)
-    for stage in STAGES:
-        levels = [level for level in stage if level in selection.scores.levels and level in problem.nodes.levels]
-        if levels:
-            polisher.close_cheapest(levels)
-            polisher.close_one_by_one([level for level in levels if level in ONE_BY_ONE])
-    return polisher.selection
+    for levels in WHOLES:
+        polisher.close_one_by_one([level for level in levels if level in polisher.levels])
+    childless = [level for level in polisher.levels if level in CHILDLESS]
+    polisher.rounds([*childless, *(level for level in polisher.levels if level == "head" or (not childless and level in ANY_WHOLE))])
+    return polisher.best
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sensitivity:
+    """At a circuit, by level (*shape(level)): d KL / d gate, and Fisher information."""
+
+    gradient: LevelTensors
+    fisher: LevelTensors
+
+    def cost(self, level: str) -> Tensor:
+        return CLOSING * self.fisher[level] - self.gradient[level]
+
+    def loss(self, level: str) -> Tensor:
+        """Of opening: below 0 where the KL is expected to fall."""
+        return OPENING * self.fisher[level] + self.gradient[level]
 
 
 class _Polisher:
     def __init__(self, problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> None:
-        self.problem, self.selection, self.config, self.journal = problem, selection, config, journal
+        self.problem, self.config, self.journal = problem, config, journal
+        self.best = self.now = selection
+        self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
-        self._rounds = 0
+        self._drawn = 0
 
-    def close_cheapest(self, levels: Sequence[str]) -> None:
-        while True:
-            ranked = self._ranked(levels)
-            count = self._longest(levels, ranked)
-            if count <= LEAST * len(ranked) or count == len(ranked):
-                return
+    def close_one_by_one(self, levels: Sequence[str], *, spend: bool = False) -> bool:
+        """As many of the cheapest as can go together, in the order of what closing each alone does to the validation KL, with the KL not raised
+        -> has any gone?
 
-    def close_one_by_one(self, levels: Sequence[str]) -> None:
-        """The cheapest, in the order of what closing each alone does to the validation KL, if it is not raised."""
-        if not levels:
-            return
-        kept = [(level, index) for level in levels for index in self.selection.circuit.masks[level].nonzero()]
-        nodes = [kept[place] for place in self._ranked(levels)[:TRIED].tolist()]
-        circuits = [self.selection.circuit.without({level: index.unsqueeze(0)}) for level, index in nodes]
-        kls = [float(kl.mean()) for kl in self._measure(circuits)]
-        for place in sorted(range(len(nodes)), key=kls.__getitem__):
-            if kls[place] > self.selection.kl:
-                return
-            level, index = nodes[place]
-            if self.selection.circuit.masks[level][tuple(index)]:
-                circuit = self.selection.circuit.without({level: index.unsqueeze(0)})
-                self._take_if_met([circuit], most=self.selection.kl)
+        Args:
+            spend: the KL may rise as far as the budget.
+        """
+        start = self.now
+        kept = [(level, index) for level in levels for index in start.circuit.masks[level].nonzero()]
+        if not kept:
+            return False
+        found = self._sensitivity(levels)
+        costs = torch.cat([found.cost(level)[start.circuit.masks[level]] for level in levels])
+        nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
+        alone = self._measure([start.circuit.without({level: index.unsqueeze(0)}) for level, index in nodes])
 
-    def _longest(self, levels: Sequence[str], ranked: Tensor) -> int:
-        """Close as many of the kept nodes of `levels`, in the order of `ranked`, as the budget allows -> how many."""
-        kept = [(level, self.selection.circuit.masks[level].nonzero()) for level in levels]
-        start = self.selection.circuit
+        def fits(selection: Selection) -> bool:
+            return selection.met and (spend or selection.kl <= start.kl)
 
-        def without(count: int) -> Circuit:
-            closed, done = {}, 0
-            for level, index in kept:
-                own = ranked[:count][(ranked[:count] >= done) & (ranked[:count] < done + len(index))] - done
-                closed[level] = index[own]
-                done += len(index)
-            return start.without(closed)
+        free = [place for place in sorted(range(len(nodes)), key=lambda place: alone[place].kl) if fits(alone[place])]
+        together = []
+        for count in (count for count in (2, 3, 4, 6, 8) if count <= len(free)):
+            closed = [nodes[place] for place in free[:count]]
+            together.append(start.circuit.without({name: torch.stack([i for level, i in closed if level == name]) for name, _ in closed}))
+        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if fits(selection)]
+        if candidates:
+            self._take(candidates[-1])
+        return bool(candidates)
 
-        low, high = 0, len(ranked) + 1  # `low` of them can go, `high` cannot
-        while high - low > max(1, len(ranked) // FINEST // 4 if low else 1):
-            gap = high - low
-            counts = sorted({low + max(1, gap * k // (WIDTH + 1)) for k in range(1, WIDTH + 1)} - {high})
-            if low == 0:  # little can go, in the main
-                counts = sorted({max(1, min(high - 1, gap // divisor)) for divisor in (64, 16, 4)})
-            taken = self._take_if_met([without(count) for count in counts])
-            met = [count for count, was in zip(counts, taken, strict=True) if was]
-            missed = [count for count, was in zip(counts, taken, strict=True) if not was]
-            high = min([high, *missed])
-            low = max([low, *(count for count in met if count < high)])
-        return low
+    def rounds(self, levels: Sequence[str]) -> None:
+        """Closing and opening many at once; `levels` without children, and wholes."""
+        share, found, at = FIRST, None, None
+        for _ in range(ROUNDS):
+            count = _count(self.now.circuit)
+            share, least = max(share, 1 / count), max(LEAST, 1 / count)
+            if found is None or at is not self.now:
+                found, at = self._sensitivity(levels), self.now
+            plan = [(size, back) for size in (share, max(share / 2, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
+            candidates = [candidate for candidate in self._measure([self._changed(found, *row) for row in plan]) if candidate.met]
+            better: list[Selection] = []
+            for worth, gain in ((WORTH, LEAST), (0.0, 0.0)):  # the second: whatever is left of the budget is spent
+                value = partial(self._value, worth=worth)
+                better = better or sorted((x for x in candidates if value(x) < value(self.now) - gain), key=value)
+            if better:
+                self._take(better[0])
+                gone = 1 - _count(self.now.circuit) / count
+                share = min(0.5, 2 * share) if gone > 0.9 * share else max(share / 4, min(share, 2 * gone))
+            elif share / 2 <= least:
+                break
+            else:
+                share /= 4
+        while LEAST * _count(self.now.circuit) < TRIED and self.close_one_by_one(levels, spend=True):
+            pass
 
-    def _take_if_met(self, circuits: Sequence[Circuit], most: float | None = None) -> list[bool]:
-        """Measure circuits and go over to the smallest that is within the budget -> which of them are."""
-        taken = []
-        for circuit, kl in zip(circuits, self._measure(circuits), strict=True):
+    def _value(self, selection: Selection, *, worth: float) -> float:
+        """Lower is better: how small, and how much of the budget is left."""
+        return math.log(_count(selection.circuit)) + worth * selection.kl_upper / self.config.kl_budget
+
+    def _changed(self, found: _Sensitivity, share: float, back: float) -> Circuit:
+        """The circuit without the cheapest `share` of its nodes, with the best of those that are closed, up to a share of `back`."""
+        start, levels = self.now.circuit, list(found.fisher)
+        count = _count(start)
+        masks = {level: mask.clone() for level, mask in start.masks.items()}
+        sizes = [_below(start, level)[start.masks[level]] for level in levels]
+        costs = [found.cost(level)[start.masks[level]] / size for level, size in zip(levels, sizes, strict=True)]
+        order = torch.cat(costs).argsort(stable=True)
+        chosen = torch.zeros(len(order), dtype=torch.bool)
+        chosen[order[torch.cat(sizes)[order].cumsum(0) <= round(share * count)]] = True
+        for level, part in zip(levels, chosen.split([len(cost) for cost in costs]), strict=True):  # type: ignore[no-untyped-call]
+            masks[level][start.masks[level]] = ~part
+        childless = [level for level in levels if level in CHILDLESS]
+        if childless and back:
+            losses = torch.cat([found.loss(level).masked_fill(start.masks[level], torch.inf).flatten() for level in childless])
+            best = losses.argsort(stable=True)[: int(back * count)]
+            opened = torch.zeros(len(losses), dtype=torch.bool)
+            opened[best[losses[best] < 0]] = True
+            for level, part in zip(childless, opened.split([start.masks[level].numel() for level in childless]), strict=True):  # type: ignore[no-untyped-call]
+                masks[level] |= part.reshape(masks[level].shape)
+        return Circuit.of(masks, start.nodes)
+
+    def _measure(self, circuits: Sequence[Circuit]) -> list[Selection]:
+        found = []
+        for circuit, kl in zip(circuits, self.problem.losses(circuits, "validation", cut=True), strict=True):
             upper = upper_bound(kl)
-            taken.append(upper <= self.config.kl_budget and (most is None or float(kl.mean()) <= most))
-            if taken[-1] and _nodes(circuit) < _nodes(self.selection.circuit):
-                self.selection = replace(self.selection, circuit=circuit, kl=float(kl.mean()), kl_upper=upper)
-        return taken
-
-    def _measure(self, circuits: Sequence[Circuit]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for start in range(0, len(circuits), WIDTH):
-            found += self.problem.losses(circuits[start : start + WIDTH], "validation", cut=True)
-            self.journal.progress(len(found), len(circuits), kl=self.selection.kl, **self._shares())
+            found.append(replace(self.now, circuit=circuit, kl=float(kl.mean()), kl_upper=upper, met=upper <= self.config.kl_budget))
+        for selection in found:
+            if selection.met and _count(selection.circuit) < _count(self.best.circuit) and selection.circuit.size <= self.best.circuit.size:
+                self.best = selection
         return found
 
-    def _ranked(self, levels: Sequence[str]) -> Tensor:
-        """Places of the kept nodes of `levels`, level after level, the cheapest first."""
-        costs = self._costs(levels)
-        return torch.cat([costs[level] for level in levels]).argsort(stable=True)
+    def _take(self, selection: Selection) -> None:
+        self.now = selection
+        nodes = selection.circuit.nodes
+        shares = {level: selection.circuit.kept(level) / nodes.count(level) for level in self.levels if nodes.count(level)}
+        self.journal.progress(1, 1, kl=selection.kl, **shares)
 
-    def _costs(self, levels: Sequence[str]) -> LevelTensors:
-        """What closing each kept node of `levels` adds to the KL to first order, (kept,) in the order of `nonzero`."""
-        circuit = self.selection.circuit
-        total = {level: torch.zeros(self.problem.nodes.shape(level), device=self.problem.model.device) for level in levels}
-        learner, train = self.learner, self._next_examples()
+    def _sensitivity(self, levels: Sequence[str]) -> _Sensitivity:
+        learner, nodes, train = self.learner, self.problem.nodes, self._next_examples()
+        sums = [{level: torch.zeros(nodes.shape(level), device=learner.model.device) for level in levels} for _ in range(2)]
 
         def kl(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
             return learner.objective(learner.model.logits(batch.clean), logits, batch)
@@ -147,26 +202,31 @@ class _Polisher:
             levels=levels,
             moved=(),
             gate_level=open_gates,
-            value=kl,
+            values_of=(kl, log_p_of_a_drawn_token),
             examples=EXAMPLES,
-            gates=circuit.gates(),
+            gates=self.now.circuit.gates(),
             train=train,
         )
-        for gradients in rows:
-            for level, gradient in gradients.items():
-                total[level] -= gradient.sum(0)
-        return {level: value.cpu()[circuit.masks[level]] for level, value in total.items()}
+        for gradient, score in rows:
+            for level in levels:
+                sums[0][level] += gradient[level].sum(0)
+                sums[1][level] += score[level].square().sum(0)
+        gradients, fisher = ({level: (total / len(train)).cpu() for level, total in part.items()} for part in sums)
+        return _Sensitivity(gradient=gradients, fisher=fisher)
 
     def _next_examples(self) -> Split:
         train = self.problem.task["train"]
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, self._rounds, 11)))[:EXAMPLES]
-        self._rounds += 1
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, self._drawn, 11)))[:EXAMPLES]
+        self._drawn += 1
         return replace(train, examples=tuple(train.examples[i] for i in drawn.tolist()))
 
-    def _shares(self) -> dict[str, float]:
-        circuit = self.selection.circuit
-        return {level: circuit.kept(level) / circuit.nodes.count(level) for level in self.selection.scores.levels if circuit.nodes.count(level)}
+
+def _count(circuit: Circuit) -> int:
+    """Kept nodes without children."""
+    return max(1, sum(circuit.kept(level) for level in CHILDLESS if level != "embedding"))
 
 
-def _nodes(circuit: Circuit) -> int:
-    return sum(circuit.kept(level) for level in LEVELS)
+def _below(circuit: Circuit, level: str) -> Tensor:
+    """How many kept nodes without children lie in or below each node, (*shape(level)); 1 at least."""
+    counts = {name: mask.float() if name in CHILDLESS else torch.zeros(mask.shape) for name, mask in circuit.masks.items()}
+    return fold_upwards(counts, lambda own, below: own + below.sum(-1))[level].clamp(min=1)

@@ -46,18 +46,19 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
         levels=levels,
         moved=levels,
         gate_level=uniform_gates,
-        value=_log_p_of_a_drawn_token,
+        values_of=[log_p_of_a_drawn_token],
         examples=EXAMPLES,
         values=values,
     )
-    for gradients in batches:
+    for (gradients,) in batches:
         for level, gradient in gradients.items():
             total[level] += gradient.square().sum(0)
     count = min(EXAMPLES, len(problem.task["train"]))
     return fold_upwards({level: value.cpu() / count for level, value in total.items()}, lambda own, below: own + below.sum(-1))
 
 
-def _log_p_of_a_drawn_token(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+def log_p_of_a_drawn_token(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Logits (B, V) -> (B,)."""
     log_p = logits.log_softmax(-1)
     drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(logits.device)
     return log_p.gather(1, drawn).squeeze(1)

@@ -65,10 +65,10 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
             levels=levels,
             moved=LEAVES,
             gate_level=gate_level,
-            value=lambda logits, batch, generator: logit_difference(logits, batch),
+            values_of=[lambda logits, batch, generator: logit_difference(logits, batch)],
             examples=count,
         )
-        for gradients in batches:
+        for (gradients,) in batches:
             for level, gradient in gradients.items():
                 total[level] += gradient.sum(0) / (count * len(gate_levels))
     signed = {level: value.cpu() for level, value in total.items()}

@@ -39,13 +39,13 @@ def gate_gradients(
     levels: Sequence[str],
     moved: Sequence[str],
     gate_level: GateLevel,
-    value: Value,
+    values_of: Sequence[Value],
     examples: int,
     values: Values | None = None,
     gates: LevelTensors | None = None,
     train: Split | None = None,
-) -> Iterator[LevelTensors]:
-    """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)).
+) -> Iterator[list[LevelTensors]]:
+    """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
 
     Args:
         moved: the levels whose gates are held at `gate_level` times their own.
@@ -65,9 +65,14 @@ def gate_gradients(
             if level in moved:
                 each[level] *= here.reshape(size, *[1] * start[level].dim())
             each[level].requires_grad_()
-        logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), recompute=config.memory == "low")
-        gradients = torch.autograd.grad(value(logits, batch, generator).sum(), [each[level] for level in levels])
-        yield dict(zip(levels, gradients, strict=True))
+        found, logits, low = [], None, config.memory == "low"
+        for number, value in enumerate(values_of, 1):
+            if logits is None or low:  # what is computed again can be gone through once
+                logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), recompute=low)
+            total = value(logits, batch, generator).sum()
+            gradients = torch.autograd.grad(total, [each[level] for level in levels], retain_graph=not low and number < len(values_of))
+            found.append(dict(zip(levels, gradients, strict=True)))
+        yield found
         done += size
         journal.progress(done, count)
         if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
