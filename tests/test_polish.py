@@ -14,7 +14,7 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
-from nodesieve.polish import polish
+from nodesieve.polish import _Polisher, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
 from nodesieve.select import Selection
@@ -52,6 +52,25 @@ def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
             masks[level][index] = True
     circuit = Circuit.of(masks, problem.nodes)
     assert polish(problem, selected(problem, circuit), CONFIG, Journal()).circuit.fingerprint == circuit.fingerprint
+
+
+def test_what_the_circuit_lacks_comes_back_and_what_it_does_not_need_goes(problem: Problem) -> None:
+    missing = torch.tensor([sorted(PLANTED["mlp_neuron"])[0]])
+    selection = selected(problem, Circuit.whole(problem.nodes).without({"mlp_neuron": missing}))
+    polisher = _Polisher(problem, selection, CONFIG, Journal())
+    levels = ["head_dim", "mlp_neuron", "mlp_output", "head"]
+    found = polisher._sensitivity(levels)
+    opened, closed = polisher._changed(found, 0.0, 0.02), polisher._changed(found, 0.5, 0.0)
+    assert opened.masks["mlp_neuron"][tuple(missing[0])]
+    assert not closed.masks["mlp_neuron"][tuple(missing[0])]
+    assert closed.kept("mlp_neuron") < selection.circuit.kept("mlp_neuron")
+    for level, indices in PLANTED.items():
+        assert all(closed.masks[level][index] for index in indices if (level, index) != ("mlp_neuron", tuple(missing[0].tolist())))
+
+
+def test_a_stopped_polish_stops(problem: Problem) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal(stopping=True))
 
 
 def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:

@@ -9,7 +9,7 @@ gradient of log p(token drawn from the circuit), which is the curvature that the
 2. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
    -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
    much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
-   goes, with and without the best few of those that are closed coming back; validation data judges each candidate.
+   goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate.
    While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
 3. The share is made smaller when too much is lost, and doubled when little is. It ends when less than `LEAST` of the nodes would go, after trying
    the last of a small circuit one by one.
@@ -47,6 +47,7 @@ ANY_WHOLE = tuple(level for levels in WHOLES for level in levels)
 EXAMPLES = 256  # for what closing and opening would do
 TRIED = 8
 CLOSING, OPENING = 30.0, 10.0
+ALONE = 0.5  # in place of `OPENING` where nothing closes
 FIRST, LEAST = 0.12, 0.005  # shares of the nodes that go in a round
 BACK = 0.01  # share of the nodes that may come back in a round
 WORTH = 0.6  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
@@ -79,9 +80,9 @@ class _Sensitivity:
     def cost(self, level: str) -> Tensor:
         return CLOSING * self.fisher[level] - self.gradient[level]
 
-    def loss(self, level: str) -> Tensor:
+    def loss(self, level: str, caution: float) -> Tensor:
         """Of opening: below 0 where the KL is expected to fall."""
-        return OPENING * self.fisher[level] + self.gradient[level]
+        return caution * self.fisher[level] + self.gradient[level]
 
 
 class _Polisher:
@@ -164,7 +165,9 @@ class _Polisher:
             masks[level][start.masks[level]] = ~part
         childless = [level for level in levels if level in CHILDLESS]
         if childless and back:
-            losses = torch.cat([found.loss(level).masked_fill(start.masks[level], torch.inf).flatten() for level in childless])
+            losses = torch.cat(
+                [found.loss(level, OPENING if share else ALONE).masked_fill(start.masks[level], torch.inf).flatten() for level in childless]
+            )
             best = losses.argsort(stable=True)[: int(back * count)]
             opened = torch.zeros(len(losses), dtype=torch.bool)
             opened[best[losses[best] < 0]] = True
@@ -184,9 +187,7 @@ class _Polisher:
 
     def _take(self, selection: Selection) -> None:
         self.now = selection
-        nodes = selection.circuit.nodes
-        shares = {level: selection.circuit.kept(level) / nodes.count(level) for level in self.levels if nodes.count(level)}
-        self.journal.progress(1, 1, kl=selection.kl, **shares)
+        self.journal.say(f"polishing: {100 * selection.circuit.size:.1f}% of the leaves, validation KL {selection.kl:.3f}")
 
     def _sensitivity(self, levels: Sequence[str]) -> _Sensitivity:
         learner, nodes, train = self.learner, self.problem.nodes, self._next_examples()
