@@ -93,6 +93,8 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 2
     assert nodesieve(*command, "--methods", "random", "--polish") == 2
     assert "polish = True" in capsys.readouterr().err
+    assert nodesieve(*command[:3], "--task", "nope", "--methods", "random", "--out", tmp_path / "refused") == 2
+    assert not list((tmp_path / "refused").iterdir())
     assert nodesieve(*command, "--methods", "rnadom") == 2
     assert "--methods expects names among" in capsys.readouterr().err
 

@@ -131,7 +131,7 @@ def variant(runs: Path, name: str, changed: dict[str, Any]) -> None:
     flags = [
         part for option, value in changed.items() for part in (f"--{option.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
     ]
-    discovered(runs / name.replace(" ", "-"), "--task", "ioi", "--steps", SHORT, *flags)
+    discovered(runs / name.replace(" ", "-"), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags)
 
 
 def collected(runs: Path) -> dict[str, Any]:

@@ -165,9 +165,9 @@ class _Polisher:
             masks[level][start.masks[level]] = ~part
         childless = [level for level in levels if level in CHILDLESS]
         if childless and back:
-            losses = torch.cat(
-                [found.loss(level, OPENING if share else ALONE).masked_fill(start.masks[level], torch.inf).flatten() for level in childless]
-            )
+            within, caution = self.problem.within, OPENING if share else ALONE
+            barred = {level: start.masks[level] if within is None else start.masks[level] | ~within.masks[level] for level in childless}
+            losses = torch.cat([found.loss(level, caution).masked_fill(barred[level], torch.inf).flatten() for level in childless])
             best = losses.argsort(stable=True)[: int(back * count)]
             opened = torch.zeros(len(losses), dtype=torch.bool)
             opened[best[losses[best] < 0]] = True

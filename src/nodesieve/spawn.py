@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
@@ -35,6 +36,10 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
+        if not (directory / CHECKPOINT).is_file():  # refused before it began: nothing to go on from, and nothing in the way of other options
+            (directory / CONFIG).unlink(missing_ok=True)
+            with suppress(OSError):
+                directory.rmdir()
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
 
 
