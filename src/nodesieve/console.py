@@ -87,6 +87,11 @@ def print_summary(run: Run) -> None:
     console.print(table)
     budget = metrics["budget"]
     verdict = "met" if budget["met"] else "NOT met"
+    if "unpolished" in metrics:
+        before = metrics["unpolished"]
+        console.print(
+            f"polished: {100 * metrics['size']:.1f}% of the leaves, {100 * before['size']:.1f}% before, {before['seconds']:.0f} s", highlight=False
+        )
     console.print(
         f"KL budget {budget['kl']:g}: {verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
         f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
