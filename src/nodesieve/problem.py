@@ -48,19 +48,22 @@ class Problem:
         self.within: Circuit | None = None
         self._loss = loss
         self._full: dict[str, Tensor] = {}
+        self._copies: dict[torch.dtype, Problem] = {}
 
     @property
     def nodes(self) -> NodeSpace:
         return self.model.nodes
 
     def in_dtype(self, dtype: torch.dtype) -> Problem:
-        """The same problem on a copy of the model in another dtype, to learn with; itself where that is its dtype already."""
+        """The same problem on a copy of the model in another dtype, to learn with, made once; itself where that is its dtype already."""
         if dtype == self.model.model.dtype:
             return self
-        model = copy.deepcopy(self.model.model).to(dtype)
-        copied = GatedModel(model, locate(model, self.model.architecture.family))
-        copied.passes = self.model.passes  # one account for both
-        return Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
+        if dtype not in self._copies:
+            model = copy.deepcopy(self.model.model).to(dtype)
+            copied = GatedModel(model, locate(model, self.model.architecture.family))
+            copied.passes = self.model.passes  # one account for both
+            self._copies[dtype] = Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
+        return self._copies[dtype]
 
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """What a circuit is to keep low, (B, V), (B, V) -> (B,): KL(full || circuit), or the user's loss."""
