@@ -35,12 +35,11 @@ from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, open_gates
-from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import fold_upwards
-from nodesieve.select import Selection
+from nodesieve.select import Selection, judge
 
 WHOLES = (("attention_block", "mlp_block"), ("head",))
 ANY_WHOLE = tuple(level for levels in WHOLES for level in levels)
@@ -154,9 +153,9 @@ class _Polisher:
     def _changed(self, found: _Sensitivity, share: float, back: float) -> Circuit:
         """The circuit without the cheapest `share` of its nodes, with the best of those that are closed, up to a share of `back`."""
         start, levels = self.now.circuit, list(found.fisher)
-        count = _count(start)
+        count, below = _count(start), _below(start)
         masks = {level: mask.clone() for level, mask in start.masks.items()}
-        sizes = [_below(start, level)[start.masks[level]] for level in levels]
+        sizes = [below[level][start.masks[level]] for level in levels]
         costs = [found.cost(level)[start.masks[level]] / size for level, size in zip(levels, sizes, strict=True)]
         order = torch.cat(costs).argsort(stable=True)
         chosen = torch.zeros(len(order), dtype=torch.bool)
@@ -176,10 +175,9 @@ class _Polisher:
         return Circuit.of(masks, start.nodes)
 
     def _measure(self, circuits: Sequence[Circuit]) -> list[Selection]:
-        found = []
-        for circuit, kl in zip(circuits, self.problem.losses(circuits, "validation", cut=True), strict=True):
-            upper = upper_bound(kl)
-            found.append(replace(self.now, circuit=circuit, kl=float(kl.mean()), kl_upper=upper, met=upper <= self.config.kl_budget))
+        kls = self.problem.losses(circuits, "validation", cut=True)
+        scores, threshold, budget = self.now.scores, self.now.threshold, self.config.kl_budget
+        found = [judge(circuit, scores, threshold, kl, budget) for circuit, kl in zip(circuits, kls, strict=True)]
         for selection in found:
             if selection.met and _count(selection.circuit) < _count(self.best.circuit) and selection.circuit.size <= self.best.circuit.size:
                 self.best = selection
@@ -227,7 +225,7 @@ def _count(circuit: Circuit) -> int:
     return max(1, sum(circuit.kept(level) for level in CHILDLESS if level != "embedding"))
 
 
-def _below(circuit: Circuit, level: str) -> Tensor:
+def _below(circuit: Circuit) -> LevelTensors:
     """How many kept nodes without children lie in or below each node, (*shape(level)); 1 at least."""
     counts = {name: mask.float() if name in CHILDLESS else torch.zeros(mask.shape) for name, mask in circuit.masks.items()}
-    return fold_upwards(counts, lambda own, below: own + below.sum(-1))[level].clamp(min=1)
+    return {level: total.clamp(min=1) for level, total in fold_upwards(counts, lambda own, below: own + below.sum(-1)).items()}

@@ -52,7 +52,7 @@ def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float) ->
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
     circuit = scores.circuit(cut)
-    return _judge(circuit, scores, cut, measure([circuit])[0], budget)
+    return judge(circuit, scores, cut, measure([circuit])[0], budget)
 
 
 def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selection:
@@ -73,7 +73,7 @@ def _searched(scores: Scores, measure: Measure, *, budget: float) -> list[Select
         new = [place for place in places if place not in tried]
         circuits = [scores.circuit(cuts[place]) for place in new]
         for place, circuit, kl in zip(new, circuits, measure(circuits) if new else [], strict=True):
-            tried[place] = _judge(circuit, scores, cuts[place], kl, budget)
+            tried[place] = judge(circuit, scores, cuts[place], kl, budget)
 
     low, high = -1, len(cuts)  # everything up to `low` is taken to meet the budget, everything from `high` on to miss it
     if scores.threshold is not None:
@@ -88,7 +88,7 @@ def _searched(scores: Scores, measure: Measure, *, budget: float) -> list[Select
     found = list(tried.values())
     if scores.earlier is not None and scores.earlier.threshold is not None:
         circuit = scores.earlier.circuit(scores.earlier.threshold)
-        found.append(_judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget))
+        found.append(judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget))
     return found
 
 
@@ -116,6 +116,7 @@ def _reference(scores: Scores) -> Tensor:
     return torch.cat([scores.values[level][scores.nodes.present(level)] for level in levels])
 
 
-def _judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float) -> Selection:
+def judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float) -> Selection:
+    """A circuit and the KL of every validation example, (n,), against the budget."""
     upper = upper_bound(kl)
     return Selection(circuit=circuit, scores=scores, threshold=threshold, kl=float(kl.mean()), kl_upper=upper, met=upper <= budget)
