@@ -1,18 +1,19 @@
-"""After selection: close what the circuit can do without, coarse to fine, until nothing more can go within the KL budget.
+"""After selection: close what the circuit can do without until nothing more can go within the KL budget.
 
 One threshold over all scores leaves nodes in that the circuit hardly needs, since a score says what a node was worth on the way and not in this
 circuit, and scores that were learned from batches are noisy. Here the circuit is held fixed and every node is asked what a change of its gate would
 do, over training examples that are drawn anew each time: the gradient of the KL to the gate, and its Fisher information F, the mean square of the
 gradient of log p(token drawn from the circuit), which is the curvature that the KL to the circuit of now has there.
 
-1. Blocks, then heads: the `TRIED` cheapest are closed, one and then more, where validation data says that nothing is lost: the KL must not rise.
-2. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
+1. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
    -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
    much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
    goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate.
    While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
-3. The share is made smaller when too much is lost, and doubled when little is. It ends when less than `LEAST` of the nodes would go, after trying
-   the last of a small circuit one by one.
+   What is known of each node is averaged over the rounds (`MEMORY`): circuits change little from one to the next, and the gradient of a single
+   neuron over one round's examples is mostly noise.
+2. The share is made smaller when too much is lost, and larger when little is. It ends when less than `LEAST` of the nodes would go.
+3. In a small circuit blocks, heads and then all nodes are tried one by one.
 
 Of everything measured, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does to the reported
 numbers is seen on test data, which is not.
@@ -23,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,15 +41,16 @@ from nodesieve.problem import Problem
 from nodesieve.scores import fold_upwards
 from nodesieve.select import Selection, judge
 
-WHOLES = (("attention_block", "mlp_block"), ("head",))
-ANY_WHOLE = tuple(level for levels in WHOLES for level in levels)
+WHOLES = ("attention_block", "mlp_block", "head")
 EXAMPLES = 256  # for what closing and opening would do
 TRIED = 8
 CLOSING, OPENING = 30.0, 10.0
 ALONE = 0.5  # in place of `OPENING` where nothing closes
 FIRST, LEAST = 0.12, 0.005  # shares of the nodes that go in a round
-BACK = 0.01  # share of the nodes that may come back in a round
-WORTH = 0.6  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
+SMALLER = 3.0  # a second share that is tried is so many times smaller
+BACK = 0.02  # share of the nodes that may come back in a round
+MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
+WORTH = 1.0  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
 ROUNDS = 24
 
 
@@ -62,10 +63,10 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     if not selection.met:
         return selection
     polisher = _Polisher(problem, selection, config, journal)
-    for levels in WHOLES:
-        polisher.close_one_by_one([level for level in levels if level in polisher.levels])
     childless = [level for level in polisher.levels if level in CHILDLESS]
-    polisher.rounds([*childless, *(level for level in polisher.levels if level == "head" or (not childless and level in ANY_WHOLE))])
+    polisher.rounds([*childless, *(level for level in polisher.levels if level == "head" or (not childless and level in WHOLES))])
+    while polisher.is_small() and polisher.close_one_by_one([*WHOLES, *childless]):
+        pass
     return polisher.best
 
 
@@ -90,61 +91,57 @@ class _Polisher:
         self.best = self.now = selection
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
-        self._drawn = 0
+        self._drawn, self._known = 0, _Sensitivity(gradient={}, fisher={})
 
-    def close_one_by_one(self, levels: Sequence[str], *, spend: bool = False) -> bool:
-        """As many of the cheapest as can go together, in the order of what closing each alone does to the validation KL, with the KL not raised
-        -> has any gone?
+    def is_small(self) -> bool:
+        """Would the smallest round close fewer nodes than can be tried one by one?"""
+        childless = [level for level in self.levels if level in CHILDLESS]
+        return LEAST * sum(self.now.circuit.kept(level) for level in childless or WHOLES) < TRIED
 
-        Args:
-            spend: the KL may rise as far as the budget.
-        """
-        start = self.now
-        kept = [(level, index) for level in levels for index in start.circuit.masks[level].nonzero()]
+    def close_one_by_one(self, levels: Sequence[str]) -> bool:
+        """As many of the cheapest as can go together within the budget, in the order of what closing each alone does to the validation KL
+        -> has any gone?"""
+        start, levels = self.now.circuit, [level for level in levels if level in self.levels]
+        kept = [(level, index) for level in levels for index in start.masks[level].nonzero()]
         if not kept:
             return False
         found = self._sensitivity(levels)
-        costs = torch.cat([found.cost(level)[start.circuit.masks[level]] for level in levels])
+        costs = torch.cat([found.cost(level)[start.masks[level]] for level in levels])
         nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
-        alone = self._measure([start.circuit.without({level: index.unsqueeze(0)}) for level, index in nodes])
-
-        def fits(selection: Selection) -> bool:
-            return selection.met and (spend or selection.kl <= start.kl)
-
-        free = [place for place in sorted(range(len(nodes)), key=lambda place: alone[place].kl) if fits(alone[place])]
+        alone = self._measure([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
+        free = [place for place in sorted(range(len(nodes)), key=lambda place: alone[place].kl) if alone[place].met]
         together = []
         for count in (count for count in (2, 3, 4, 6, 8) if count <= len(free)):
             closed = [nodes[place] for place in free[:count]]
-            together.append(start.circuit.without({name: torch.stack([i for level, i in closed if level == name]) for name, _ in closed}))
-        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if fits(selection)]
+            together.append(start.without({name: torch.stack([i for level, i in closed if level == name]) for name, _ in closed}))
+        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if selection.met]
         if candidates:
             self._take(candidates[-1])
         return bool(candidates)
 
     def rounds(self, levels: Sequence[str]) -> None:
         """Closing and opening many at once; `levels` without children, and wholes."""
-        share, found, at = FIRST, None, None
+        share = FIRST
         for _ in range(ROUNDS):
             count = _count(self.now.circuit)
             share, least = max(share, 1 / count), max(LEAST, 1 / count)
-            if found is None or at is not self.now:
-                found, at = self._sensitivity(levels), self.now
-            plan = [(size, back) for size in (share, max(share / 2, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
-            candidates = [candidate for candidate in self._measure([self._changed(found, *row) for row in plan]) if candidate.met]
-            better: list[Selection] = []
+            found = self._sensitivity(levels)
+            plan = [(size, back) for size in (share, max(share / SMALLER, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
+            measured = self._measure([self._changed(found, *row) for row in plan])
+            candidates = [(size, selection) for (size, _), selection in zip(plan, measured, strict=True) if selection.met]
+            better: list[tuple[float, Selection]] = []
             for worth, gain in ((WORTH, LEAST), (0.0, 0.0)):  # the second: whatever is left of the budget is spent
-                value = partial(self._value, worth=worth)
-                better = better or sorted((x for x in candidates if value(x) < value(self.now) - gain), key=value)
+                values = [self._value(selection, worth=worth) for _, selection in candidates]
+                limit = self._value(self.now, worth=worth) - gain
+                better = better or [candidates[i] for i in sorted(range(len(values)), key=values.__getitem__) if values[i] < limit]
             if better:
-                self._take(better[0])
-                gone = 1 - _count(self.now.circuit) / count
-                share = min(0.5, 2 * share) if gone > 0.9 * share else max(share / 4, min(share, 2 * gone))
-            elif share / 2 <= least:
+                size, selection = better[0]
+                self._take(selection)
+                share = min(FIRST, 2 * share) if size in (share, 0.0) else 2 * size
+            elif share / SMALLER <= least:
                 break
             else:
-                share /= 4
-        while LEAST * _count(self.now.circuit) < TRIED and self.close_one_by_one(levels, spend=True):
-            pass
+                share /= SMALLER
 
     def _value(self, selection: Selection, *, worth: float) -> float:
         """Lower is better: how small, and how much of the budget is left."""
@@ -210,13 +207,21 @@ class _Polisher:
             for level in levels:
                 sums[0][level] += gradient[level].sum(0)
                 sums[1][level] += score[level].square().sum(0)
-        gradients, fisher = ({level: (total / len(train)).cpu() for level, total in part.items()} for part in sums)
+        old, weight = self._known, max(1 - MEMORY, 1 / (1 + self._drawn))
+        old, weight = self._known, max(1 - MEMORY, 1 / (1 + self._drawn))
+
+        def averaged(before: LevelTensors, total: LevelTensors) -> LevelTensors:
+            new = {level: x.cpu() / len(train) for level, x in total.items()}
+            return {level: torch.lerp(before.get(level, x), x, weight) for level, x in new.items()}
+
+        gradients, fisher = averaged(old.gradient, sums[0]), averaged(old.fisher, sums[1])
+        self._drawn += 1
+        self._known = _Sensitivity(gradient={**old.gradient, **gradients}, fisher={**old.fisher, **fisher})
         return _Sensitivity(gradient=gradients, fisher=fisher)
 
     def _next_examples(self) -> Split:
         train = self.problem.task["train"]
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, self._drawn, 11)))[:EXAMPLES]
-        self._drawn += 1
         return replace(train, examples=tuple(train.examples[i] for i in drawn.tolist()))
 
 
