@@ -1,19 +1,20 @@
-"""After selection: close what the circuit can do without until nothing more can go within the KL budget.
+"""After selection: close, coarse to fine, what the circuit can do without until nothing more can go within the KL budget.
 
 One threshold over all scores leaves nodes in that the circuit hardly needs, since a score says what a node was worth on the way and not in this
 circuit, and scores that were learned from batches are noisy. Here the circuit is held fixed and every node is asked what a change of its gate would
 do, over training examples that are drawn anew each time: the gradient of the KL to the gate, and its Fisher information F, the mean square of the
 gradient of log p(token drawn from the circuit), which is the curvature that the KL to the circuit of now has there.
 
-1. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
+1. Blocks, then heads: the `TRIED` cheapest are closed, one and then more, where validation data says that nothing is lost: the KL must not rise.
+2. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
    -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
    much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
    goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate.
    While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
    What is known of each node is averaged over the rounds (`MEMORY`): circuits change little from one to the next, and the gradient of a single
    neuron over one round's examples is mostly noise.
-2. The share is made smaller when too much is lost, and larger when little is. It ends when less than `LEAST` of the nodes would go.
-3. In a small circuit blocks, heads and then all nodes are tried one by one.
+3. The share is made smaller when too much is lost, and larger when little is. It ends when less than `LEAST` of the nodes would go.
+4. In a small circuit the cheapest nodes of all are tried one by one.
 
 Of everything measured, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does to the reported
 numbers is seen on test data, which is not.
@@ -41,7 +42,7 @@ from nodesieve.problem import Problem
 from nodesieve.scores import fold_upwards
 from nodesieve.select import Selection, judge
 
-WHOLES = ("attention_block", "mlp_block", "head")
+BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 EXAMPLES = 256  # for what closing and opening would do
 TRIED = 8
 CLOSING, OPENING = 30.0, 10.0
@@ -63,9 +64,12 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     if not selection.met:
         return selection
     polisher = _Polisher(problem, selection, config, journal)
+    for levels in (BLOCKS, HEADS):
+        polisher.close_one_by_one(levels, most=polisher.now.kl)
     childless = [level for level in polisher.levels if level in CHILDLESS]
-    polisher.rounds([*childless, *(level for level in polisher.levels if level == "head" or (not childless and level in WHOLES))])
-    while polisher.is_small() and polisher.close_one_by_one([*WHOLES, *childless]):
+    wholes = HEADS if childless else (*BLOCKS, *HEADS)
+    polisher.rounds([level for level in polisher.levels if level in (*childless, *wholes)])
+    while polisher.is_small() and polisher.close_one_by_one([*wholes, *childless]):
         pass
     return polisher.best
 
@@ -96,11 +100,11 @@ class _Polisher:
     def is_small(self) -> bool:
         """Would the smallest round close fewer nodes than can be tried one by one?"""
         childless = [level for level in self.levels if level in CHILDLESS]
-        return LEAST * sum(self.now.circuit.kept(level) for level in childless or WHOLES) < TRIED
+        return LEAST * sum(self.now.circuit.kept(level) for level in childless or (*BLOCKS, *HEADS)) < TRIED
 
-    def close_one_by_one(self, levels: Sequence[str]) -> bool:
-        """As many of the cheapest as can go together within the budget, in the order of what closing each alone does to the validation KL
-        -> has any gone?"""
+    def close_one_by_one(self, levels: Sequence[str], *, most: float = math.inf) -> bool:
+        """As many of the cheapest as can go together, in the order of what closing each alone does to the validation KL, within the budget
+        and a KL of `most` -> has any gone?"""
         start, levels = self.now.circuit, [level for level in levels if level in self.levels]
         kept = [(level, index) for level in levels for index in start.masks[level].nonzero()]
         if not kept:
@@ -109,12 +113,16 @@ class _Polisher:
         costs = torch.cat([found.cost(level)[start.masks[level]] for level in levels])
         nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
         alone = self._measure([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
-        free = [place for place in sorted(range(len(nodes)), key=lambda place: alone[place].kl) if alone[place].met]
+
+        def fits(selection: Selection) -> bool:
+            return selection.met and selection.kl <= most
+
+        free = [place for place in sorted(range(len(nodes)), key=lambda place: alone[place].kl) if fits(alone[place])]
         together = []
         for count in (count for count in (2, 3, 4, 6, 8) if count <= len(free)):
             closed = [nodes[place] for place in free[:count]]
             together.append(start.without({name: torch.stack([i for level, i in closed if level == name]) for name, _ in closed}))
-        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if selection.met]
+        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if fits(selection)]
         if candidates:
             self._take(candidates[-1])
         return bool(candidates)
