@@ -59,8 +59,8 @@ def test_what_the_circuit_lacks_comes_back_and_what_it_does_not_need_goes(proble
     selection = selected(problem, Circuit.whole(problem.nodes).without({"mlp_neuron": missing}))
     polisher = _Polisher(problem, selection, CONFIG, Journal())
     levels = ["head_dim", "mlp_neuron", "mlp_output", "head"]
-    found = polisher._sensitivity(levels)
-    opened, closed = polisher._changed(found, 0.0, 0.02), polisher._changed(found, 0.5, 0.0)
+    found = polisher.sensitivity(levels)
+    opened, closed = polisher._changed(levels, found, 0.0, 0.02), polisher._changed(levels, found, 0.5, 0.0)
     assert opened.masks["mlp_neuron"][tuple(missing[0])]
     assert not closed.masks["mlp_neuron"][tuple(missing[0])]
     assert closed.kept("mlp_neuron") < selection.circuit.kept("mlp_neuron")

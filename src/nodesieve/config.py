@@ -92,7 +92,7 @@ class DiscoverConfig:
     )
 
     # How to learn (multigranular)
-    steps: int = Field(default=360, ge=1, description="optimisation steps")
+    steps: int = Field(default=240, ge=1, description="optimisation steps")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")

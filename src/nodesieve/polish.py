@@ -5,19 +5,20 @@ circuit, and scores that were learned from batches are noisy. Here the circuit i
 do, over training examples that are drawn anew each time: the gradient of the KL to the gate, and its Fisher information F, the mean square of the
 gradient of log p(token drawn from the circuit), which is the curvature that the KL to the circuit of now has there.
 
-1. Blocks, then heads: the `TRIED` cheapest are closed, one and then more, where validation data says that nothing is lost: the KL must not rise.
+1. Blocks, then heads: the `TRIED` cheapest are closed, as many together as validation data says cost nothing: the KL must not rise.
 2. Rounds over the nodes without children and heads as wholes. Closing a node is taken to cost `CLOSING` F - gradient, opening one to gain
    -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
    much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
-   goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate.
+   goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate:
+   the first `QUICK` examples which ones are worth the whole split, the whole split the rest.
    While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
    What is known of each node is averaged over the rounds (`MEMORY`): circuits change little from one to the next, and the gradient of a single
    neuron over one round's examples is mostly noise.
 3. The share is made smaller when too much is lost, and larger when little is. It ends when less than `LEAST` of the nodes would go.
 4. In a small circuit the cheapest nodes of all are tried one by one.
 
-Of everything measured, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does to the reported
-numbers is seen on test data, which is not.
+Of everything measured on the whole split, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does
+to the reported numbers is seen on test data, which is not.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ from nodesieve.select import Selection, judge
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 EXAMPLES = 256  # for what closing and opening would do
 TRIED = 8
+QUICK, FINALISTS = 128, 2  # validation examples for a first look at every candidate, and how many are then measured on all of them
 CLOSING, OPENING = 30.0, 10.0
 ALONE = 0.5  # in place of `OPENING` where nothing closes
-FIRST, LEAST = 0.12, 0.005  # shares of the nodes that go in a round
-SMALLER = 3.0  # a second share that is tried is so many times smaller
+FIRST, LEAST = 0.12, 0.01  # shares of the nodes that go in a round
+SMALLER = 2.0  # a second share that is tried is so many times smaller
 BACK = 0.02  # share of the nodes that may come back in a round
 MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
-WORTH = 1.0  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
+WORTH = 0.6  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
 ROUNDS = 24
 
 
@@ -64,12 +66,14 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     if not selection.met:
         return selection
     polisher = _Polisher(problem, selection, config, journal)
-    for levels in (BLOCKS, HEADS):
-        polisher.close_one_by_one(levels, most=polisher.now.kl)
     childless = [level for level in polisher.levels if level in CHILDLESS]
-    wholes = HEADS if childless else (*BLOCKS, *HEADS)
-    polisher.rounds([level for level in polisher.levels if level in (*childless, *wholes)])
-    while polisher.is_small() and polisher.close_one_by_one([*wholes, *childless]):
+    wholes = [level for level in (*BLOCKS, *HEADS) if level in polisher.levels]
+    found = polisher.sensitivity([*wholes, *childless])
+    for levels in (BLOCKS, HEADS):
+        polisher.close_one_by_one(levels, found, most=polisher.now.kl)
+    wholes = [level for level in wholes if level in HEADS or not childless]
+    polisher.rounds([*wholes, *childless], found)
+    while polisher.is_small() and polisher.close_one_by_one([*wholes, *childless], polisher.sensitivity([*wholes, *childless])):
         pass
     return polisher.best
 
@@ -102,17 +106,16 @@ class _Polisher:
         childless = [level for level in self.levels if level in CHILDLESS]
         return LEAST * sum(self.now.circuit.kept(level) for level in childless or (*BLOCKS, *HEADS)) < TRIED
 
-    def close_one_by_one(self, levels: Sequence[str], *, most: float = math.inf) -> bool:
+    def close_one_by_one(self, levels: Sequence[str], found: _Sensitivity, *, most: float = math.inf) -> bool:
         """As many of the cheapest as can go together, in the order of what closing each alone does to the validation KL, within the budget
         and a KL of `most` -> has any gone?"""
         start, levels = self.now.circuit, [level for level in levels if level in self.levels]
         kept = [(level, index) for level in levels for index in start.masks[level].nonzero()]
         if not kept:
             return False
-        found = self._sensitivity(levels)
         costs = torch.cat([found.cost(level)[start.masks[level]] for level in levels])
         nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
-        alone = self._measure([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
+        alone = self._estimate([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
 
         def fits(selection: Selection) -> bool:
             return selection.met and selection.kl <= most
@@ -122,21 +125,23 @@ class _Polisher:
         for count in (count for count in (2, 3, 4, 6, 8) if count <= len(free)):
             closed = [nodes[place] for place in free[:count]]
             together.append(start.without({name: torch.stack([i for level, i in closed if level == name]) for name, _ in closed}))
-        candidates = [selection for selection in [*(alone[place] for place in free[:1]), *self._measure(together)] if fits(selection)]
-        if candidates:
-            self._take(candidates[-1])
-        return bool(candidates)
+        for candidate in reversed([*(alone[place] for place in free[:1]), *self._estimate(together)]):
+            if fits(candidate):
+                (selection,) = self._measure([candidate.circuit])
+                if fits(selection):
+                    self._take(selection)
+                    return True
+        return False
 
-    def rounds(self, levels: Sequence[str]) -> None:
+    def rounds(self, levels: Sequence[str], found: _Sensitivity) -> None:
         """Closing and opening many at once; `levels` without children, and wholes."""
         share = FIRST
         for _ in range(ROUNDS):
             count = _count(self.now.circuit)
             share, least = max(share, 1 / count), max(LEAST, 1 / count)
-            found = self._sensitivity(levels)
             plan = [(size, back) for size in (share, max(share / SMALLER, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
-            measured = self._measure([self._changed(found, *row) for row in plan])
-            candidates = [(size, selection) for (size, _), selection in zip(plan, measured, strict=True) if selection.met]
+            measured = self._race([self._changed(levels, found, *row) for row in plan])
+            candidates = [(size, selection) for (size, _), selection in zip(plan, measured, strict=True) if selection is not None and selection.met]
             better: list[tuple[float, Selection]] = []
             for worth, gain in ((WORTH, LEAST), (0.0, 0.0)):  # the second: whatever is left of the budget is spent
                 values = [self._value(selection, worth=worth) for _, selection in candidates]
@@ -145,19 +150,20 @@ class _Polisher:
             if better:
                 size, selection = better[0]
                 self._take(selection)
-                share = min(FIRST, 2 * share) if size in (share, 0.0) else 2 * size
+                share = min(0.5, 1.5 * share) if size == share else size or share
             elif share / SMALLER <= least:
                 break
             else:
                 share /= SMALLER
+            found = self.sensitivity(levels)
 
     def _value(self, selection: Selection, *, worth: float) -> float:
         """Lower is better: how small, and how much of the budget is left."""
         return math.log(_count(selection.circuit)) + worth * selection.kl_upper / self.config.kl_budget
 
-    def _changed(self, found: _Sensitivity, share: float, back: float) -> Circuit:
+    def _changed(self, levels: Sequence[str], found: _Sensitivity, share: float, back: float) -> Circuit:
         """The circuit without the cheapest `share` of its nodes, with the best of those that are closed, up to a share of `back`."""
-        start, levels = self.now.circuit, list(found.fisher)
+        start = self.now.circuit
         count, below = _count(start), _below(start)
         masks = {level: mask.clone() for level, mask in start.masks.items()}
         sizes = [below[level][start.masks[level]] for level in levels]
@@ -179,6 +185,31 @@ class _Polisher:
                 masks[level] |= part.reshape(masks[level].shape)
         return Circuit.of(masks, start.nodes)
 
+    def _race(self, circuits: Sequence[Circuit]) -> list[Selection | None]:
+        """Measured on all of the split where a first look says that it is worth it: up to `FINALISTS`, one at least; None for the others."""
+        if len(self.problem.task["validation"]) <= QUICK:
+            return [*self._measure(circuits)]
+        estimates = self._estimate(circuits)
+
+        def rank(place: int) -> tuple[bool, float]:
+            estimate = estimates[place]
+            return not estimate.met, self._value(estimate, worth=WORTH) if estimate.met else estimate.kl
+
+        places = sorted(range(len(circuits)), key=rank)
+        places = [place for place in places[:FINALISTS] if estimates[place].met] or places[:1]
+        measured = dict(zip(places, self._measure([circuits[place] for place in places]), strict=True))
+        return [measured.get(place) for place in range(len(circuits))]
+
+    def _estimate(self, circuits: Sequence[Circuit]) -> list[Selection]:
+        """A first look: the KL of the circuit of now and how much it rises or falls on the first `QUICK` examples. A difference on the same
+        examples varies far less than either KL."""
+        now, budget, found = self.now, self.config.kl_budget, []
+        own, *kls = self.problem.losses([now.circuit, *circuits], "validation", first=QUICK, cut=True)
+        for circuit, kl in zip(circuits, kls, strict=True):
+            more = float((kl - own).mean())
+            found.append(replace(now, circuit=circuit, kl=now.kl + more, kl_upper=now.kl_upper + more, met=now.kl_upper + more <= budget))
+        return found
+
     def _measure(self, circuits: Sequence[Circuit]) -> list[Selection]:
         kls = self.problem.losses(circuits, "validation", cut=True)
         scores, threshold, budget = self.now.scores, self.now.threshold, self.config.kl_budget
@@ -192,7 +223,7 @@ class _Polisher:
         self.now = selection
         self.journal.say(f"polishing: {100 * selection.circuit.size:.1f}% of the leaves, validation KL {selection.kl:.3f}")
 
-    def _sensitivity(self, levels: Sequence[str]) -> _Sensitivity:
+    def sensitivity(self, levels: Sequence[str]) -> _Sensitivity:
         learner, nodes, train = self.learner, self.problem.nodes, self._next_examples()
         sums = [{level: torch.zeros(nodes.shape(level), device=learner.model.device) for level in levels} for _ in range(2)]
 

@@ -16,7 +16,7 @@ from nodesieve.tasks.readers import Records, read_task, task_from_records
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 200, 200, 15
+TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 512, 200, 15
 
 
 def load_task(
