@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
-from nodesieve.journal import Journal
+from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
 from nodesieve.polish import _Polisher, polish
 from nodesieve.problem import Problem, make_problem
+from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
 from nodesieve.select import Selection
 from planted import PLANTED, planted_model, planted_task
@@ -37,7 +39,7 @@ def selected(problem: Problem, circuit: Circuit, levels: tuple[str, ...] = DEFAU
 
 
 def test_from_the_whole_model_down_to_the_plant(problem: Problem) -> None:
-    polished = polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal())
+    polished, _ = polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal())
     assert {level: {tuple(index) for index in polished.circuit.masks[level].nonzero().tolist()} for level in PLANTED} == PLANTED
     assert polished.met
     assert polished.kl_upper <= BUDGET
@@ -51,7 +53,7 @@ def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
         for index in indices:
             masks[level][index] = True
     circuit = Circuit.of(masks, problem.nodes)
-    assert polish(problem, selected(problem, circuit), CONFIG, Journal()).circuit.fingerprint == circuit.fingerprint
+    assert polish(problem, selected(problem, circuit), CONFIG, Journal())[0].circuit.fingerprint == circuit.fingerprint
 
 
 def test_what_the_circuit_lacks_comes_back_and_what_it_does_not_need_goes(problem: Problem) -> None:
@@ -59,8 +61,8 @@ def test_what_the_circuit_lacks_comes_back_and_what_it_does_not_need_goes(proble
     selection = selected(problem, Circuit.whole(problem.nodes).without({"mlp_neuron": missing}))
     polisher = _Polisher(problem, selection, CONFIG, Journal())
     levels = ["head_dim", "mlp_neuron", "mlp_output", "head"]
-    found = polisher.sensitivity(levels)
-    opened, closed = polisher._changed(levels, found, 0.0, 0.02), polisher._changed(levels, found, 0.5, 0.0)
+    polisher.ask(levels)
+    opened, closed = polisher._changed(levels, 0.0, 0.02), polisher._changed(levels, 0.5, 0.0)
     assert opened.masks["mlp_neuron"][tuple(missing[0])]
     assert not closed.masks["mlp_neuron"][tuple(missing[0])]
     assert closed.kept("mlp_neuron") < selection.circuit.kept("mlp_neuron")
@@ -73,15 +75,45 @@ def test_a_stopped_polish_stops(problem: Problem) -> None:
         polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal(stopping=True))
 
 
+def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path) -> None:
+    selection = selected(problem, Circuit.whole(problem.nodes))
+
+    class StoppedAfter(RunJournal):
+        def save(self, state: State, *, part: str = SCORING) -> None:
+            super().save(state, part=part)
+            if state.numbers["round"] == 2:
+                raise KeyboardInterrupt
+
+    class Sizes(RunJournal):
+        def __init__(self, directory: Path) -> None:
+            super().__init__(directory)
+            self.taken: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.taken.append(text)
+
+    (tmp_path / "whole").mkdir()
+    through = Sizes(tmp_path / "whole")
+    whole, _ = polish(problem, selection, CONFIG, through)
+    with pytest.raises(KeyboardInterrupt):
+        polish(problem, selection, CONFIG, StoppedAfter(tmp_path))
+    rest = Sizes(tmp_path)
+    resumed, seconds = polish(problem, selection, CONFIG, rest)
+    assert resumed.circuit.fingerprint == whole.circuit.fingerprint
+    assert 0 < len(rest.taken) < len(through.taken)
+    assert rest.taken == through.taken[-len(rest.taken) :]
+    assert seconds > 0
+
+
 def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:
-    polished = polish(problem, selected(problem, Circuit.whole(problem.nodes), levels=("head",)), CONFIG, Journal())
+    polished, _ = polish(problem, selected(problem, Circuit.whole(problem.nodes), levels=("head",)), CONFIG, Journal())
     assert {tuple(index) for index in polished.circuit.masks["head"].nonzero().tolist()} == PLANTED["head"]
     assert polished.circuit.kept("mlp_neuron") == problem.nodes.count("mlp_neuron")
 
 
 def test_a_circuit_over_the_budget_comes_back_as_it_is(problem: Problem) -> None:
     selection = replace(selected(problem, Circuit.whole(problem.nodes)), met=False)
-    assert polish(problem, selection, CONFIG, Journal()) is selection
+    assert polish(problem, selection, CONFIG, Journal())[0] is selection
 
 
 def test_a_run_says_what_there_was_before() -> None:

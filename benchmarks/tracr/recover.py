@@ -70,7 +70,7 @@ def recovered(problem: Problem, needed: dict[str, Tensor], method: str) -> dict[
     config = make_config({"method": method, "ablation": problem.ablation_name, "kl_budget": BUDGET, "steps": 300, "validate_every": 10})
     scores = METHODS[method](problem, config, Journal())
     selection = select_budget(scores, lambda circuits: problem.losses(circuits, "validation"), budget=BUDGET)
-    polished = polish(problem, selection, config, Journal())
+    polished, _ = polish(problem, selection, config, Journal())
     stands = standing(scores)
     levels = {}
     for level in DEFAULT_LEVELS:

@@ -126,7 +126,7 @@ def discover(
     out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
 ) -> None:
     """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
-    from nodesieve.run import CHECKPOINT, DESCRIPTION, METRICS, read_config
+    from nodesieve.run import DESCRIPTION, METRICS, STATES, has_state, read_config
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
@@ -135,13 +135,13 @@ def discover(
         if not (resume / "config.yaml").is_file():
             raise UserError(f"--resume expects the directory of an unfinished run, found no config.yaml in {str(resume)!r}")
         config, directory = read_config(resume), resume
-        if (directory / METRICS).is_file() and not (directory / CHECKPOINT).is_file():
+        if (directory / METRICS).is_file() and not has_state(directory):
             raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
     else:
         base = read_config(config_file).to_dict() if config_file else {}
         config = make_config({**base, **given})
         directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
-        used = [name for name in (METRICS, DESCRIPTION, CHECKPOINT, "config.yaml") if (directory / name).exists()]
+        used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), "config.yaml") if (directory / name).exists()]
         if used and not overwrite:
             raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
         if directory.is_file():
@@ -155,7 +155,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
     from nodesieve.report.page import render
-    from nodesieve.run import CHECKPOINT, CIRCUIT, DESCRIPTION, HISTORY, METRICS, REPORT, write_config, write_text
+    from nodesieve.run import CIRCUIT, DESCRIPTION, HISTORY, METRICS, REPORT, STATES, has_state, write_config, write_text
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
@@ -163,7 +163,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if fresh:
-            for name in (METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, CHECKPOINT):
+            for name in (METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, *STATES.values()):
                 (directory / name).unlink(missing_ok=True)
             write_config(directory, config)
     except OSError as error:
@@ -172,7 +172,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
         try:
             run = run_discovery(loaded, task, config, journal=journal)
         except UserError:
-            if fresh and not (directory / CHECKPOINT).exists():  # refused before it began: leave nothing that looks like a run
+            if fresh and not has_state(directory):  # refused before it began: leave nothing that looks like a run
                 (directory / "config.yaml").unlink(missing_ok=True)
                 with suppress(OSError):
                     directory.rmdir()  # if nothing else is in it
@@ -185,7 +185,8 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory)
     write_text(directory / REPORT, render([(directory.name, run)]))
-    (directory / CHECKPOINT).unlink(missing_ok=True)
+    for name in STATES.values():
+        (directory / name).unlink(missing_ok=True)
     if quiet:
         print(directory)
     else:

@@ -76,9 +76,7 @@ def discover(
     unpolished = selection
     if config.polish:
         journal.say("polishing")
-        clock = time.monotonic()
-        selection = polish(problem, selection, config, journal)
-        polishing = time.monotonic() - clock
+        selection, polishing = polish(problem, selection, config, journal)
     passes = asdict(problem.model.passes)
     journal.say("evaluating")
     evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+SCORING, POLISHING = "scoring", "polishing"  # the parts of a run that keep a state of their own
+
 
 class Stopped(Exception):
     """The user asked to stop; the state is saved, and `scores` holds what the method would return now."""
@@ -53,9 +55,9 @@ class Journal:
     def progress(self, step: int, total: int, **facts: float) -> None:
         """`step` of `total` steps are done."""
 
-    def save(self, state: State) -> None:
-        """Keep `state` for a later `load`."""
+    def save(self, state: State, *, part: str = SCORING) -> None:
+        """Keep `state` for a later `load` of the same part of the run."""
 
-    def load(self) -> State | None:
+    def load(self, *, part: str = SCORING) -> State | None:
         """The state to go on from, if there is one."""
         return None

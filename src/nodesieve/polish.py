@@ -24,6 +24,7 @@ to the reported numbers is seen on test data, which is not.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from nodesieve.batches import Batch, Split, mix
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
-from nodesieve.journal import Journal
+from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, open_gates
@@ -49,33 +50,37 @@ TRIED = 8
 QUICK, FINALISTS = 128, 2  # validation examples for a first look at every candidate, and how many are then measured on all of them
 CLOSING, OPENING = 30.0, 10.0
 ALONE = 0.5  # in place of `OPENING` where nothing closes
-FIRST, LEAST = 0.12, 0.01  # shares of the nodes that go in a round
-SMALLER = 2.0  # a second share that is tried is so many times smaller
+FIRST, LEAST, MOST = 0.12, 0.01, 0.5  # shares of the nodes that go in a round
+SMALLER, LARGER = 2.0, 1.5  # a second share that is tried is so many times smaller; after a round that closed all it tried, the next is larger
 BACK = 0.02  # share of the nodes that may come back in a round
 MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 WORTH = 0.6  # how many times smaller, in logarithms, a circuit must get for the whole budget; where there is budget to spare
 ROUNDS = 24
 
 
-def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> Selection:
-    """A circuit within the budget -> a smaller one that is within it too, if there is one. One that misses the budget comes back as it is.
+def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> tuple[Selection, float]:
+    """A circuit within the budget -> a smaller one that is within it too, if there is one; one that misses the budget comes back as it is. And the
+    seconds that it took, before and after a stop. What is known after each round is kept in the journal.
 
     Raises:
         KeyboardInterrupt: `journal.stopping` was set.
     """
     if not selection.met:
-        return selection
+        return selection, 0.0
     polisher = _Polisher(problem, selection, config, journal)
     childless = [level for level in polisher.levels if level in CHILDLESS]
     wholes = [level for level in (*BLOCKS, *HEADS) if level in polisher.levels]
-    found = polisher.sensitivity([*wholes, *childless])
-    for levels in (BLOCKS, HEADS):
-        polisher.close_one_by_one(levels, found, most=polisher.now.kl)
+    if not polisher.resumed():
+        polisher.ask([*wholes, *childless])
+        for levels in (BLOCKS, HEADS):
+            polisher.close_one_by_one(levels, most=polisher.now.kl)
     wholes = [level for level in wholes if level in HEADS or not childless]
-    polisher.rounds([*wholes, *childless], found)
-    while polisher.is_small() and polisher.close_one_by_one([*wholes, *childless], polisher.sensitivity([*wholes, *childless])):
-        pass
-    return polisher.best
+    polisher.rounds([*wholes, *childless])
+    while polisher.is_small():
+        polisher.ask([*wholes, *childless])
+        if not polisher.close_one_by_one([*wholes, *childless]):
+            break
+    return polisher.best, polisher.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +104,49 @@ class _Polisher:
         self.best = self.now = selection
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
-        self._drawn, self._known = 0, _Sensitivity(gradient={}, fisher={})
+        self.known = _Sensitivity(gradient={}, fisher={})
+        self.share = FIRST
+        self._selected, self._began, self._drawn, self._round = selection.circuit.fingerprint, time.monotonic(), 0, 0
+
+    def resumed(self) -> bool:
+        """Go on from the last round of a run that was stopped, if it began at the same circuit."""
+        state = self.journal.load(part=POLISHING)
+        if state is None or state.numbers["selected"] != self._selected:
+            return False
+        groups: dict[str, LevelTensors] = {"now": {}, "best": {}, "gradient": {}, "fisher": {}}
+        for name, tensor in state.tensors.items():
+            group, level = name.split(".")
+            groups[group][level] = tensor
+        nodes = self.now.circuit.nodes
+        self.now, _ = self._measure([Circuit.of(groups["now"], nodes), Circuit.of(groups["best"], nodes)])
+        self.known = _Sensitivity(gradient=groups["gradient"], fisher=groups["fisher"])
+        self.share, self._round, self._drawn = state.numbers["share"], state.numbers["round"], state.numbers["drawn"]
+        self._began -= state.numbers["seconds"]
+        return True
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def save(self) -> None:
+        found = {"now": self.now.circuit.masks, "best": self.best.circuit.masks, "gradient": self.known.gradient, "fisher": self.known.fisher}
+        tensors = {f"{group}.{level}": x.clone() for group, parts in found.items() for level, x in parts.items()}  # now and best may be one
+        numbers = {"selected": self._selected, "share": self.share, "round": self._round, "drawn": self._drawn}
+        self.journal.save(State(tensors=tensors, numbers=numbers | {"seconds": self.seconds}), part=POLISHING)
 
     def is_small(self) -> bool:
         """Would the smallest round close fewer nodes than can be tried one by one?"""
         childless = [level for level in self.levels if level in CHILDLESS]
         return LEAST * sum(self.now.circuit.kept(level) for level in childless or (*BLOCKS, *HEADS)) < TRIED
 
-    def close_one_by_one(self, levels: Sequence[str], found: _Sensitivity, *, most: float = math.inf) -> bool:
+    def close_one_by_one(self, levels: Sequence[str], *, most: float = math.inf) -> bool:
         """As many of the cheapest as can go together, in the order of what closing each alone does to the validation KL, within the budget
         and a KL of `most` -> has any gone?"""
         start, levels = self.now.circuit, [level for level in levels if level in self.levels]
         kept = [(level, index) for level in levels for index in start.masks[level].nonzero()]
         if not kept:
             return False
-        costs = torch.cat([found.cost(level)[start.masks[level]] for level in levels])
+        costs = torch.cat([self.known.cost(level)[start.masks[level]] for level in levels])
         nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
         alone = self._estimate([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
 
@@ -133,14 +166,13 @@ class _Polisher:
                     return True
         return False
 
-    def rounds(self, levels: Sequence[str], found: _Sensitivity) -> None:
+    def rounds(self, levels: Sequence[str]) -> None:
         """Closing and opening many at once; `levels` without children, and wholes."""
-        share = FIRST
-        for _ in range(ROUNDS):
+        while self._round < ROUNDS:
             count = _count(self.now.circuit)
-            share, least = max(share, 1 / count), max(LEAST, 1 / count)
+            share, least = max(self.share, 1 / count), max(LEAST, 1 / count)
             plan = [(size, back) for size in (share, max(share / SMALLER, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
-            measured = self._race([self._changed(levels, found, *row) for row in plan])
+            measured = self._race([self._changed(levels, *row) for row in plan])
             candidates = [(size, selection) for (size, _), selection in zip(plan, measured, strict=True) if selection is not None and selection.met]
             better: list[tuple[float, Selection]] = []
             for worth, gain in ((WORTH, LEAST), (0.0, 0.0)):  # the second: whatever is left of the budget is spent
@@ -150,20 +182,22 @@ class _Polisher:
             if better:
                 size, selection = better[0]
                 self._take(selection)
-                share = min(0.5, 1.5 * share) if size == share else size or share
+                self.share = min(MOST, LARGER * share) if size == share else size or share
             elif share / SMALLER <= least:
                 break
             else:
-                share /= SMALLER
-            found = self.sensitivity(levels)
+                self.share = share / SMALLER
+            self._round += 1
+            self.ask(levels)
+            self.save()
 
     def _value(self, selection: Selection, *, worth: float) -> float:
         """Lower is better: how small, and how much of the budget is left."""
         return math.log(_count(selection.circuit)) + worth * selection.kl_upper / self.config.kl_budget
 
-    def _changed(self, levels: Sequence[str], found: _Sensitivity, share: float, back: float) -> Circuit:
+    def _changed(self, levels: Sequence[str], share: float, back: float) -> Circuit:
         """The circuit without the cheapest `share` of its nodes, with the best of those that are closed, up to a share of `back`."""
-        start = self.now.circuit
+        start, found = self.now.circuit, self.known
         count, below = _count(start), _below(start)
         masks = {level: mask.clone() for level, mask in start.masks.items()}
         sizes = [below[level][start.masks[level]] for level in levels]
@@ -223,7 +257,8 @@ class _Polisher:
         self.now = selection
         self.journal.say(f"polishing: {100 * selection.circuit.size:.1f}% of the leaves, validation KL {selection.kl:.3f}")
 
-    def sensitivity(self, levels: Sequence[str]) -> _Sensitivity:
+    def ask(self, levels: Sequence[str]) -> None:
+        """Gradients and Fisher information at the circuit of now, over training examples that no round has had, into what is known."""
         learner, nodes, train = self.learner, self.problem.nodes, self._next_examples()
         sums = [{level: torch.zeros(nodes.shape(level), device=learner.model.device) for level in levels} for _ in range(2)]
 
@@ -246,17 +281,14 @@ class _Polisher:
             for level in levels:
                 sums[0][level] += gradient[level].sum(0)
                 sums[1][level] += score[level].square().sum(0)
-        old, weight = self._known, max(1 - MEMORY, 1 / (1 + self._drawn))
-        old, weight = self._known, max(1 - MEMORY, 1 / (1 + self._drawn))
+        old, weight = self.known, max(1 - MEMORY, 1 / (1 + self._drawn))
 
         def averaged(before: LevelTensors, total: LevelTensors) -> LevelTensors:
             new = {level: x.cpu() / len(train) for level, x in total.items()}
-            return {level: torch.lerp(before.get(level, x), x, weight) for level, x in new.items()}
+            return {**before, **{level: torch.lerp(before.get(level, x), x, weight) for level, x in new.items()}}
 
-        gradients, fisher = averaged(old.gradient, sums[0]), averaged(old.fisher, sums[1])
+        self.known = _Sensitivity(gradient=averaged(old.gradient, sums[0]), fisher=averaged(old.fisher, sums[1]))
         self._drawn += 1
-        self._known = _Sensitivity(gradient={**old.gradient, **gradients}, fisher={**old.fisher, **fisher})
-        return _Sensitivity(gradient=gradients, fisher=fisher)
 
     def _next_examples(self) -> Split:
         train = self.problem.task["train"]

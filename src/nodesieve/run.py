@@ -5,7 +5,7 @@ Every file is written beside its place and moved there, so that it is whole or n
 - `circuit.safetensors`: a uint8 tensor a level, 1 = kept after closing; `log_alpha.LEVEL` (float32) for learned levels, `score.LEVEL` for
   methods that only score, `whole.LEVEL` where they score heads and MLP blocks as wholes too.
 - `circuit.json`, `metrics.json`, `config.yaml`, `history.jsonl`, `report.html`: see docs/files.md.
-- `checkpoint.safetensors`: what `discover --resume` goes on from.
+- `checkpoint.safetensors`, `polishing.safetensors`: what `discover --resume` goes on from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit, count_nodes
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.errors import UserError
-from nodesieve.journal import Journal, State
+from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
@@ -45,6 +45,7 @@ CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, CHECKPOINT = (
     "report.html",
     "checkpoint.safetensors",
 )
+STATES = {SCORING: CHECKPOINT, POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,11 @@ class Run:
         write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
 
+def has_state(directory: Path) -> bool:
+    """Is there something that an unfinished run can go on from?"""
+    return any((directory / name).is_file() for name in STATES.values())
+
+
 def load_run(directory: str | Path) -> Run:
     """Read a run's files back.
 
@@ -93,7 +99,7 @@ def load_run(directory: str | Path) -> Run:
     """
     out = Path(directory)
     if not (out / CIRCUIT).is_file():
-        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if (out / CHECKPOINT).is_file() else ""
+        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if has_state(out) else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
     config, description = read_config(out), read_json(out / DESCRIPTION)
     metrics = read_json(out / METRICS) if (out / METRICS).is_file() else {}
@@ -174,7 +180,7 @@ def versions() -> dict[str, str]:
 class RunJournal(Journal):
     """Keeps history and checkpoints in a run's directory.
 
-    The checkpoint holds tensors beside one JSON string of plain numbers; history lines after it are dropped on resuming, since the
+    A checkpoint holds tensors beside one JSON string of plain numbers; history lines after that of scoring are dropped on resuming, since the
     steps that wrote them are taken again.
     """
 
@@ -182,14 +188,14 @@ class RunJournal(Journal):
         super().__init__()
         self.directory = self.scratch = directory
 
-    def save(self, state: State) -> None:
-        with replacing(self.directory / CHECKPOINT) as scratch:
+    def save(self, state: State, *, part: str = SCORING) -> None:
+        with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
             save_file(tensors, scratch, metadata={"numbers": json.dumps(dict(state.numbers))})
         write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
-    def load(self) -> State | None:
-        path = self.directory / CHECKPOINT
+    def load(self, *, part: str = SCORING) -> State | None:
+        path = self.directory / STATES[part]
         if not path.is_file():
             return None
         try:
@@ -198,6 +204,8 @@ class RunJournal(Journal):
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
+        if part != SCORING:
+            return State(tensors=tensors, numbers=numbers)
         lines = (self.directory / HISTORY).read_text("utf-8").splitlines() if (self.directory / HISTORY).is_file() else []
         self.history = [row for row in map(json.loads, lines) if row["step"] <= numbers["step"]]
         return State(tensors=tensors, numbers=numbers)

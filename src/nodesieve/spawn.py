@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
-from nodesieve.run import CHECKPOINT, CONFIG, METRICS, read_config, write_config
+from nodesieve.run import CONFIG, METRICS, has_state, read_config, write_config
 
 
 def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:
@@ -22,10 +22,10 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     """
     if (directory / CONFIG).is_file():
         _refuse_others(directory, config)
-    if (directory / METRICS).is_file() and not (directory / CHECKPOINT).is_file():
+    if (directory / METRICS).is_file() and not has_state(directory):
         return
     flags = ["--quiet"] if quiet else []
-    if (directory / CHECKPOINT).is_file():
+    if has_state(directory):
         flags += ["--resume", str(directory)]
     else:
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        if not (directory / CHECKPOINT).is_file():  # refused before it began: nothing to go on from, and nothing in the way of other options
+        if not has_state(directory):  # refused before it began: nothing to go on from, and nothing in the way of other options
             (directory / CONFIG).unlink(missing_ok=True)
             with suppress(OSError):
                 directory.rmdir()
