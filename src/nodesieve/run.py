@@ -36,16 +36,15 @@ from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
 
 FORMAT_VERSION = 1
-CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, CHECKPOINT = (
+CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT = (
     "circuit.safetensors",
     "circuit.json",
     "metrics.json",
     "config.yaml",
     "history.jsonl",
     "report.html",
-    "checkpoint.safetensors",
 )
-STATES = {SCORING: CHECKPOINT, POLISHING: "polishing.safetensors"}  # there while a run is unfinished
+STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +191,8 @@ class RunJournal(Journal):
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
             save_file(tensors, scratch, metadata={"numbers": json.dumps(dict(state.numbers))})
-        write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
+        if part == SCORING:  # the others add no lines
+            write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
     def load(self, *, part: str = SCORING) -> State | None:
         path = self.directory / STATES[part]
