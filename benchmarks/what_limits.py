@@ -21,12 +21,11 @@ from machine import machine, provenance
 from torch import Tensor
 
 from nodesieve import load_run
-from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
 from nodesieve.evaluation import problem_of
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
-from nodesieve.methods.sensitivity import gate_gradients, open_gates
+from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
 from nodesieve.models import learning_dtype, model_of
 from nodesieve.problem import Problem
 from nodesieve.run import Run
@@ -73,10 +72,6 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
     """At the circuit, gradients of the KL to the gates of nodes without children, means over each half of the examples (2, *shape(level)), and Fisher
     information, (*shape(level))."""
     learner = problem.in_dtype(learning_dtype(run.config.learning_dtype, problem.model.model))
-
-    def kl(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        return learner.objective(learner.model.logits(batch.clean), logits, batch)
-
     passes = gate_gradients(
         learner,
         run.config,
@@ -84,7 +79,7 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
         levels=ASKED,
         moved=(),
         gate_level=open_gates,
-        values_of=(kl, log_p_of_a_drawn_token),
+        values_of=(loss_of(learner), log_p_of_a_drawn_token),
         examples=EXAMPLES,
         gates=run.circuit.gates(),
     )

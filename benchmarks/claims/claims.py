@@ -7,8 +7,10 @@ Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, fin
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
 
     python benchmarks/claims/claims.py                      # everything: some 20 hours on 2 cores
-    python benchmarks/claims/claims.py --only ioi --seeds 1 # a part; the page then holds what is there
+    python benchmarks/claims/claims.py --only ioi --seeds 1 # a part
     python benchmarks/claims/claims.py --collect            # run nothing, fill the page with what is there
+
+What is in the results file and not in --runs stays, since the runs take days and more than one machine; delete the file to begin anew.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "controller fixed": {"controller": "fixed"},
     "controller target_size at 0.5": {"controller": "target_size", "target_size": 0.5},
 }
+ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
 DRAWS = 5
 BUDGET = 0.25
 
@@ -83,7 +86,8 @@ def main() -> None:
         if "variants" in options.parts and task == "ioi":
             for name, changed in VARIANTS.items():
                 variant(options.runs / task, name, changed)
-    result = {"machine": machine(), **collected(options.runs)}
+    before = read_json(RESULTS) if RESULTS.is_file() else {}
+    result = {"machine": machine(), **joined(before, collected(options.runs))}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     fill(PAGE, markdown(result))
 
@@ -158,6 +162,22 @@ def collected(runs: Path) -> dict[str, Any]:
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", name.replace(" ", "-"))]
     described = [run.description["versions"] for _, run in finished(runs / "ioi", "*")]
     return {"versions": described[0] if described else {}, "tasks": tasks, "within": inside, "variants": variants}
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was measured now, and of what was measured before the rest."""
+
+    def rows(old: list[dict[str, Any]], new: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+        found = {tuple(row[name] for name in names): row for row in [*old, *new]}
+        return [found[key] for key in sorted(found, key=lambda key: [ORDER.get(part, part) for part in key])]
+
+    old, new = before.get("tasks", {}), now["tasks"]
+    return {
+        "versions": now["versions"] or before.get("versions", {}),
+        "tasks": {task: rows(old.get(task, []), new.get(task, []), "method", "seed") for task in TASKS if task in old or task in new},
+        "within": rows(before.get("within", []), now["within"], "task", "method", "seed"),
+        "variants": rows(before.get("variants", []), now["variants"], "name"),
+    }
 
 
 def finished(directory: Path, pattern: str) -> Iterator[tuple[Path, Run]]:

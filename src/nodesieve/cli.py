@@ -5,7 +5,6 @@ Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import click
 
@@ -21,9 +20,6 @@ from nodesieve import __version__
 from nodesieve.config import AblationName, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
-
-if TYPE_CHECKING:
-    from nodesieve.run import Run
 
 
 def main() -> None:
@@ -242,8 +238,8 @@ def evaluate(
     """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
     import json
 
-    from nodesieve.console import print_controls, print_evaluation, print_size_curve
-    from nodesieve.controls import summary
+    from nodesieve.console import ConsoleJournal, print_controls, print_evaluation, print_size_curve
+    from nodesieve.controls import controls_file, controls_kept_in, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.models import model_of
     from nodesieve.run import load_run
@@ -264,38 +260,14 @@ def evaluate(
         if not as_json:
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
-        found = summary(_controls(directory, run, problem, split, draws=draws, quiet=as_json))
+        path = controls_file(directory, problem, split)
+        with ConsoleJournal(directory, quiet=as_json) as journal, _goes_on(f"what was measured is in {path}; "):
+            found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
         shown["controls"] = found
         if not as_json:
             print_controls(found, title="other circuits, measured alike")
     if as_json:
         print(json.dumps({"task": examples.name, "ablation": problem.ablation_name, **shown}, indent=2))
-
-
-def _controls(directory: Path, run: Run, problem: Any, split: Any, *, draws: int, quiet: bool) -> Any:
-    """Measure the controls, going on from the file of an earlier call that was stopped."""
-    import json
-
-    from nodesieve.console import ConsoleJournal
-    from nodesieve.controls import run_controls
-    from nodesieve.run import write_json
-
-    task = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
-    path = directory / f"controls-{task}-{split}-{problem.ablation_name}.json"
-    of = {"circuit": run.circuit.fingerprint, "examples": len(problem.task[split])}
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        done = kept["groups"] if {name: kept[name] for name in of} == of else {}
-    except FileNotFoundError:
-        done = {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"expected controls of an earlier call, could not read {str(path)!r}: {error}; remove it to start anew") from error
-
-    def save(found: Any) -> None:
-        write_json(path, {**of, "groups": found})
-
-    with ConsoleJournal(directory, quiet=quiet) as journal, _goes_on(f"what was measured is in {path}; "):
-        return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
 
 
 @contextmanager

@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +24,13 @@ from torch import Tensor
 
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
+from nodesieve.errors import UserError
 from nodesieve.evaluation import measure_circuits
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
+from nodesieve.run import Run, write_json
 from nodesieve.scores import Scores
 from nodesieve.tasks.base import SplitName
 
@@ -92,6 +97,34 @@ def run_controls(
         if journal.stopping:
             raise KeyboardInterrupt
     return found
+
+
+def controls_file(directory: Path, problem: Problem, split: SplitName) -> Path:
+    """Where a run keeps the controls of its circuit on these examples."""
+    task = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
+    return directory / f"controls-{task}-{split}-{problem.ablation_name}.json"
+
+
+def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:
+    """`run_controls`, going on from what an earlier call wrote into the file, unless that was of another circuit or other examples.
+
+    Raises:
+        UserError: the file cannot be read.
+        KeyboardInterrupt: as `run_controls`.
+    """
+    of = {"circuit": run.circuit.fingerprint, "examples": len(problem.task[split])}
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        done = kept["groups"] if {name: kept[name] for name in of} == of else {}
+    except FileNotFoundError:
+        done = {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"expected controls of an earlier call, could not read {str(path)!r}: {error}; remove it to start anew") from error
+
+    def save(found: Any) -> None:
+        write_json(path, {**of, "groups": found})
+
+    return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
 
 
 def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -31,13 +31,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nodesieve.batches import Batch, Split, mix
+from nodesieve.batches import Split, mix
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
-from nodesieve.methods.sensitivity import gate_gradients, open_gates
+from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
@@ -261,10 +261,6 @@ class _Polisher:
         """Gradients and Fisher information at the circuit of now, over training examples that no round has had, into what is known."""
         learner, nodes, train = self.learner, self.problem.nodes, self._next_examples()
         sums = [{level: torch.zeros(nodes.shape(level), device=learner.model.device) for level in levels} for _ in range(2)]
-
-        def kl(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-            return learner.objective(learner.model.logits(batch.clean), logits, batch)
-
         rows = gate_gradients(
             learner,
             self.config,
@@ -272,7 +268,7 @@ class _Polisher:
             levels=levels,
             moved=(),
             gate_level=open_gates,
-            values_of=(kl, log_p_of_a_drawn_token),
+            values_of=(loss_of(learner), log_p_of_a_drawn_token),
             examples=EXAMPLES,
             gates=self.now.circuit.gates(),
             train=train,

@@ -31,6 +31,15 @@ def uniform_gates(size: int, generator: torch.Generator) -> Tensor:
     return torch.rand(size, generator=generator)
 
 
+def loss_of(problem: Problem) -> Value:
+    """What is learned from, by default the KL from the full model."""
+
+    def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        return problem.objective(problem.model.logits(batch.clean), logits, batch)
+
+    return loss
+
+
 def gate_gradients(
     problem: Problem,
     config: DiscoverConfig,
