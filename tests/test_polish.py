@@ -70,6 +70,30 @@ def test_what_the_circuit_lacks_comes_back_and_what_it_does_not_need_goes(proble
         assert all(closed.masks[level][index] for index in indices if (level, index) != ("mlp_neuron", tuple(missing[0].tolist())))
 
 
+def test_a_head_too_large_for_a_round_bars_nothing_behind_it(problem: Problem) -> None:
+    polisher = _Polisher(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal())
+    polisher.ask(["head", "head_dim"])
+    polisher.known.gradient["head"].fill_(1e6)  # by far the cheapest
+    before, childless = polisher.now.circuit, ("head_dim", "mlp_neuron", "mlp_output")
+    share = 1.5 / sum(before.kept(level) for level in childless)
+    closed = polisher._changed(["head", "head_dim"], share, 0.0)
+    assert closed.kept("head") == before.kept("head")
+    assert closed.kept("head_dim") == before.kept("head_dim") - 2
+
+
+def test_where_gradients_say_nothing_scores_do(problem: Problem) -> None:
+    selection = selected(problem, Circuit.whole(problem.nodes))
+    neurons = torch.randperm(problem.nodes.count("mlp_neuron"), generator=torch.Generator().manual_seed(0))
+    values = {**selection.scores.values, "mlp_neuron": neurons.reshape(problem.nodes.shape("mlp_neuron")).float()}
+    polisher = _Polisher(problem, replace(selection, scores=replace(selection.scores, values=values)), CONFIG, Journal())
+    polisher.ask(["mlp_neuron"])
+    for known in (polisher.known.gradient, polisher.known.fisher):
+        known["mlp_neuron"].zero_()
+    gone = ~polisher._changed(["mlp_neuron"], 0.1, 0.0).masks["mlp_neuron"]
+    assert gone.sum() > 1
+    assert values["mlp_neuron"][gone].max() < values["mlp_neuron"][~gone].min()
+
+
 def test_a_stopped_polish_stops(problem: Problem) -> None:
     with pytest.raises(KeyboardInterrupt):
         polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal(stopping=True))

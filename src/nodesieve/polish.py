@@ -147,7 +147,7 @@ class _Polisher:
         if not kept:
             return False
         costs = torch.cat([self.known.cost(level)[start.masks[level]] for level in levels])
-        nodes = [kept[place] for place in costs.argsort(stable=True)[:TRIED].tolist()]
+        nodes = [kept[place] for place in self._cheapest(levels, costs)[:TRIED].tolist()]
         alone = self._estimate([start.without({level: index.unsqueeze(0)}) for level, index in nodes])
 
         def fits(selection: Selection) -> bool:
@@ -199,12 +199,14 @@ class _Polisher:
         """The circuit without the cheapest `share` of its nodes, with the best of those that are closed, up to a share of `back`."""
         start, found = self.now.circuit, self.known
         count, below = _count(start), _below(start)
+        most = round(share * count)
         masks = {level: mask.clone() for level, mask in start.masks.items()}
         sizes = [below[level][start.masks[level]] for level in levels]
         costs = [found.cost(level)[start.masks[level]] / size for level, size in zip(levels, sizes, strict=True)]
-        order = torch.cat(costs).argsort(stable=True)
+        size = torch.cat(sizes)
+        order = self._cheapest(levels, torch.cat(costs).masked_fill(size > most, torch.inf))  # a whole that is too large bars nothing behind it
         chosen = torch.zeros(len(order), dtype=torch.bool)
-        chosen[order[torch.cat(sizes)[order].cumsum(0) <= round(share * count)]] = True
+        chosen[order[size[order].cumsum(0) <= most]] = True
         for level, part in zip(levels, chosen.split([len(cost) for cost in costs]), strict=True):  # type: ignore[no-untyped-call]
             masks[level][start.masks[level]] = ~part
         childless = [level for level in levels if level in CHILDLESS]
@@ -218,6 +220,13 @@ class _Polisher:
             for level, part in zip(childless, opened.split([start.masks[level].numel() for level in childless]), strict=True):  # type: ignore[no-untyped-call]
                 masks[level] |= part.reshape(masks[level].shape)
         return Circuit.of(masks, start.nodes)
+
+    def _cheapest(self, levels: Sequence[str], costs: Tensor) -> Tensor:
+        """Places of kept nodes, of all `levels` in turn, in the order of what closing them costs. Among equals, those of low score come first: where the
+        model is so sure of its answer that every gradient is 0, scores are all that is known."""
+        scores, masks = self.now.scores, self.now.circuit.masks
+        order = torch.cat([scores.values[level][masks[level]] for level in levels]).argsort(stable=True)
+        return order[costs[order].argsort(stable=True)]
 
     def _race(self, circuits: Sequence[Circuit]) -> list[Selection | None]:
         """Measured on all of the split where a first look says that it is worth it: up to `FINALISTS`, one at least; None for the others."""
