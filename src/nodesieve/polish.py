@@ -222,8 +222,8 @@ class _Polisher:
         return Circuit.of(masks, start.nodes)
 
     def _cheapest(self, levels: Sequence[str], costs: Tensor) -> Tensor:
-        """Places of kept nodes, of all `levels` in turn, in the order of what closing them costs. Among equals, those of low score come first: where the
-        model is so sure of its answer that every gradient is 0, scores are all that is known."""
+        """Places of kept nodes, of all `levels` in turn, in the order of what closing them costs. Among equals, those of low score come first: where
+        the model is so sure of its answer that every gradient is 0, scores are all that is known."""
         scores, masks = self.now.scores, self.now.circuit.masks
         order = torch.cat([scores.values[level][masks[level]] for level in levels]).argsort(stable=True)
         return order[costs[order].argsort(stable=True)]
