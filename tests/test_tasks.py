@@ -40,6 +40,7 @@ def words_of(examples: Sequence[Example], among: set[str]) -> set[str]:
 def test_splits_have_the_right_sizes_and_share_no_words(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     task = load_task(name, tokenizer)
     assert {split: len(examples) for split, examples in task.splits.items()} == {"train": 512, "validation": 512, "test": 200}
+    assert len(load_task(name, tokenizer, validation_size=200).splits["validation"]) == 200
     template_words = words_of(tuple(Example(clean=t, corrupted=None, answers=(), distractors=()) for t in templates(name)), NOUNS)
     parts = {**task.splits, "train": (*task.splits["train"], *task.redrawn)}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):

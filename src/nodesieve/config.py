@@ -65,6 +65,7 @@ class DiscoverConfig:
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
     train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
+    validation_size: int = Field(default=512, ge=2, description="validation examples of a built-in task")
     redraws: int = Field(default=15, ge=0, description="further training examples, with other words, for each of a built-in task's")
     unequal: Literal["skip", "error"] = Field(default="skip", description="pairs of prompts of different token length, under counterfactual")
     bootstrap: bool = Field(default=False, description="resample the training examples with replacement, by the seed")

@@ -21,12 +21,12 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
-from nodesieve.models import LoadedModel
+from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.polish import polish
 from nodesieve.problem import Loss, Problem, as_counts, make_problem
 from nodesieve.run import Run, describe, load_run
 from nodesieve.scores import Scores
-from nodesieve.select import Selection, select_budget, select_size
+from nodesieve.select import QUICK, Selection, select_budget, select_size
 from nodesieve.tasks.base import Task
 
 
@@ -117,7 +117,12 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
 
     if config.keep is not None:
         return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)
-    return select_budget(scores, measure, budget=config.kl_budget)
+    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+
+    def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        return learner.losses(circuits, "validation", first=QUICK, cut=True)
+
+    return select_budget(scores, measure, budget=config.kl_budget, look=look)
 
 
 def _unfinished(problem: Problem, config: DiscoverConfig, loaded: LoadedModel, scores: Scores, journal: Journal) -> Run:

@@ -10,15 +10,15 @@ gradient of log p(token drawn from the circuit), which is the curvature that the
    -gradient - `OPENING` F. One half of F each would be right for one node alone; many move at once, and their effects add up, so both are charged
    much more (with 1/2, closing the cheapest twentieth of a circuit multiplied its KL; see docs/method.md). The cheapest share
    goes, with and without the best few of those that are closed coming back, or these come back alone; validation data judges each candidate:
-   the first `QUICK` examples which ones are worth the whole split, the whole split the rest.
+   the first `QUICK` examples which ones are worth the whole split, the whole split the rest. All in the dtype that gates are learned in.
    While it lasts, some of the budget is held back: the candidate that is best for its size and its KL is gone on with (`WORTH`).
    What is known of each node is averaged over the rounds (`MEMORY`): circuits change little from one to the next, and the gradient of a single
    neuron over one round's examples is mostly noise.
 3. The share is made smaller when too much is lost, and larger when little is. It ends when less than `LEAST` of the nodes would go.
 4. In a small circuit the cheapest nodes of all are tried one by one.
 
-Of everything measured on the whole split, the smallest circuit within the budget is returned. Validation data is looked at often here; what that does
-to the reported numbers is seen on test data, which is not.
+Of everything measured on the whole split, the smallest circuit within the budget, measured once more in the model's own dtype, is returned.
+Validation data is looked at often here; what that does to the reported numbers is seen on test data, which is not.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import fold_upwards
-from nodesieve.select import Selection, judge
+from nodesieve.select import QUICK, Selection, judge
 
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 EXAMPLES = 256  # for what closing and opening would do
 TRIED = 8
-QUICK, FINALISTS = 128, 2  # validation examples for a first look at every candidate, and how many are then measured on all of them
+FINALISTS = 2  # candidates of a round that are measured on all of the split, at most
 CLOSING, OPENING = 30.0, 10.0
 ALONE = 0.5  # in place of `OPENING` where nothing closes
 FIRST, LEAST, MOST = 0.12, 0.01, 0.5  # shares of the nodes that go in a round
@@ -71,6 +71,7 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     childless = [level for level in polisher.levels if level in CHILDLESS]
     wholes = [level for level in (*BLOCKS, *HEADS) if level in polisher.levels]
     if not polisher.resumed():
+        polisher.begin()
         polisher.ask([*wholes, *childless])
         for levels in (BLOCKS, HEADS):
             polisher.close_one_by_one(levels, most=polisher.now.kl)
@@ -80,7 +81,7 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
         polisher.ask([*wholes, *childless])
         if not polisher.close_one_by_one([*wholes, *childless]):
             break
-    return polisher.best, polisher.seconds
+    return polisher.confirmed(), polisher.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,8 @@ class _Sensitivity:
 class _Polisher:
     def __init__(self, problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> None:
         self.problem, self.config, self.journal = problem, config, journal
-        self.best = self.now = selection
+        self.unpolished = self.now = selection
+        self.smallest: list[Selection] = []  # within the budget, each smaller than the one before
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
         self.known = _Sensitivity(gradient={}, fisher={})
@@ -113,26 +115,49 @@ class _Polisher:
         state = self.journal.load(part=POLISHING)
         if state is None or state.numbers["selected"] != self._selected:
             return False
-        groups: dict[str, LevelTensors] = {"now": {}, "best": {}, "gradient": {}, "fisher": {}}
+        groups: dict[str, LevelTensors] = {}
         for name, tensor in state.tensors.items():
             group, level = name.split(".")
-            groups[group][level] = tensor
-        nodes = self.now.circuit.nodes
-        self.now, _ = self._measure([Circuit.of(groups["now"], nodes), Circuit.of(groups["best"], nodes)])
+            groups.setdefault(group, {})[level] = tensor
+        nodes, numbers = self.now.circuit.nodes, state.numbers
+        for place, (kl, kl_upper) in enumerate(numbers["smallest"]):
+            circuit = Circuit.of(groups[f"smallest {place}"], nodes)
+            self.smallest.append(replace(self.now, circuit=circuit, kl=kl, kl_upper=kl_upper, met=True))
+        kl, kl_upper, met = numbers["now"]
+        self.now = replace(self.now, circuit=Circuit.of(groups["now"], nodes), kl=kl, kl_upper=kl_upper, met=met)
         self.known = _Sensitivity(gradient=groups["gradient"], fisher=groups["fisher"])
-        self.share, self._round, self._drawn = state.numbers["share"], state.numbers["round"], state.numbers["drawn"]
-        self._began -= state.numbers["seconds"]
+        self.share, self._round, self._drawn = numbers["share"], numbers["round"], numbers["drawn"]
+        self._began -= numbers["seconds"]
         return True
+
+    def begin(self) -> None:
+        """Measure what there is as everything else will be measured."""
+        (self.now,) = self._measure([self.now.circuit])
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def save(self) -> None:
-        found = {"now": self.now.circuit.masks, "best": self.best.circuit.masks, "gradient": self.known.gradient, "fisher": self.known.fisher}
-        tensors = {f"{group}.{level}": x.clone() for group, parts in found.items() for level, x in parts.items()}  # now and best may be one
-        numbers = {"selected": self._selected, "share": self.share, "round": self._round, "drawn": self._drawn}
-        self.journal.save(State(tensors=tensors, numbers=numbers | {"seconds": self.seconds}), part=POLISHING)
+        masks = {"now": self.now.circuit.masks, **{f"smallest {place}": found.circuit.masks for place, found in enumerate(self.smallest)}}
+        groups = {**masks, "gradient": self.known.gradient, "fisher": self.known.fisher}
+        tensors = {f"{group}.{level}": x.clone() for group, parts in groups.items() for level, x in parts.items()}  # circuits may share masks
+        numbers = {"selected": self._selected, "share": self.share, "round": self._round, "drawn": self._drawn, "seconds": self.seconds}
+        numbers |= {"now": [self.now.kl, self.now.kl_upper, self.now.met], "smallest": [[found.kl, found.kl_upper] for found in self.smallest]}
+        self.journal.save(State(tensors=tensors, numbers=numbers), part=POLISHING)
+
+    def confirmed(self) -> Selection:
+        """The smallest circuit that is within the budget in the model's own dtype, too."""
+        if self.learner is self.problem:
+            return self.smallest[-1] if self.smallest else self.unpolished
+        off = 0.0
+        for found in reversed(self.smallest):
+            if found.kl_upper + off <= self.config.kl_budget:
+                (selection,) = self._judged(self.problem, [found.circuit])
+                if selection.met:
+                    return selection
+                off = max(off, selection.kl_upper - found.kl_upper)
+        return self.unpolished
 
     def is_small(self) -> bool:
         """Would the smallest round close fewer nodes than can be tried one by one?"""
@@ -172,15 +197,9 @@ class _Polisher:
             count = _count(self.now.circuit)
             share, least = max(self.share, 1 / count), max(LEAST, 1 / count)
             plan = [(size, back) for size in (share, max(share / SMALLER, least)) for back in (0.0, BACK)] + [(0.0, BACK)]
-            measured = self._race([self._changed(levels, *row) for row in plan])
-            candidates = [(size, selection) for (size, _), selection in zip(plan, measured, strict=True) if selection is not None and selection.met]
-            better: list[tuple[float, Selection]] = []
-            for worth, gain in ((WORTH, LEAST), (0.0, 0.0)):  # the second: whatever is left of the budget is spent
-                values = [self._value(selection, worth=worth) for _, selection in candidates]
-                limit = self._value(self.now, worth=worth) - gain
-                better = better or [candidates[i] for i in sorted(range(len(values)), key=values.__getitem__) if values[i] < limit]
-            if better:
-                size, selection = better[0]
+            found = self._best_of([self._changed(levels, *row) for row in plan])
+            if found is not None:
+                size, selection = plan[found[0]][0], found[1]
                 self._take(selection)
                 self.share = min(MOST, LARGER * share) if size == share else size or share
             elif share / SMALLER <= least:
@@ -228,10 +247,9 @@ class _Polisher:
         order = torch.cat([scores.values[level][masks[level]] for level in levels]).argsort(stable=True)
         return order[costs[order].argsort(stable=True)]
 
-    def _race(self, circuits: Sequence[Circuit]) -> list[Selection | None]:
-        """Measured on all of the split where a first look says that it is worth it: up to `FINALISTS`, one at least; None for the others."""
-        if len(self.problem.task["validation"]) <= QUICK:
-            return [*self._measure(circuits)]
+    def _best_of(self, circuits: Sequence[Circuit]) -> tuple[int, Selection] | None:
+        """The candidate to go on with, and its place: by a first look, then on all of the split. The first that is worth it; else one that spends
+        what is left of the budget; None where none is smaller within it."""
         estimates = self._estimate(circuits)
 
         def rank(place: int) -> tuple[bool, float]:
@@ -239,28 +257,38 @@ class _Polisher:
             return not estimate.met, self._value(estimate, worth=WORTH) if estimate.met else estimate.kl
 
         places = sorted(range(len(circuits)), key=rank)
-        places = [place for place in places[:FINALISTS] if estimates[place].met] or places[:1]
-        measured = dict(zip(places, self._measure([circuits[place] for place in places]), strict=True))
-        return [measured.get(place) for place in range(len(circuits))]
+        smaller: list[tuple[int, Selection]] = []
+        for place in [place for place in places[:FINALISTS] if estimates[place].met] or places[:1]:
+            (selection,) = self._measure([circuits[place]])
+            if selection.met and self._value(selection, worth=WORTH) < self._value(self.now, worth=WORTH) - LEAST:
+                return place, selection
+            if selection.met and _count(selection.circuit) < _count(self.now.circuit):
+                smaller.append((place, selection))
+        return min(smaller, key=lambda found: _count(found[1].circuit), default=None)
 
     def _estimate(self, circuits: Sequence[Circuit]) -> list[Selection]:
         """A first look: the KL of the circuit of now and how much it rises or falls on the first `QUICK` examples. A difference on the same
         examples varies far less than either KL."""
         now, budget, found = self.now, self.config.kl_budget, []
-        own, *kls = self.problem.losses([now.circuit, *circuits], "validation", first=QUICK, cut=True)
+        own, *kls = self.learner.losses([now.circuit, *circuits], "validation", first=QUICK, cut=True)
         for circuit, kl in zip(circuits, kls, strict=True):
             more = float((kl - own).mean())
             found.append(replace(now, circuit=circuit, kl=now.kl + more, kl_upper=now.kl_upper + more, met=now.kl_upper + more <= budget))
         return found
 
     def _measure(self, circuits: Sequence[Circuit]) -> list[Selection]:
-        kls = self.problem.losses(circuits, "validation", cut=True)
-        scores, threshold, budget = self.now.scores, self.now.threshold, self.config.kl_budget
-        found = [judge(circuit, scores, threshold, kl, budget) for circuit, kl in zip(circuits, kls, strict=True)]
+        """On all of the split, in the dtype that is learned in."""
+        found = self._judged(self.learner, circuits)
         for selection in found:
-            if selection.met and _count(selection.circuit) < _count(self.best.circuit) and selection.circuit.size <= self.best.circuit.size:
-                self.best = selection
+            best = (self.smallest or [self.unpolished])[-1].circuit
+            if selection.met and _count(selection.circuit) < _count(best) and selection.circuit.size <= best.size:
+                self.smallest.append(selection)
         return found
+
+    def _judged(self, problem: Problem, circuits: Sequence[Circuit]) -> list[Selection]:
+        kls = problem.losses(circuits, "validation", cut=True)
+        scores, threshold, budget = self.unpolished.scores, self.unpolished.threshold, self.config.kl_budget
+        return [judge(circuit, scores, threshold, kl, budget) for circuit, kl in zip(circuits, kls, strict=True)]
 
     def _take(self, selection: Selection) -> None:
         self.now = selection

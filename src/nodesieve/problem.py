@@ -25,6 +25,7 @@ from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
 
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
+MEASURED = 4  # times the batch size of a step, where no gradients are wanted
 CHANCE_EXAMPLES = 256
 CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
 
@@ -36,7 +37,7 @@ class Problem:
         ablation: `counterfactual`, `mean` or `zero`.
         loss: what a circuit is to keep low, instead of KL(full || circuit).
         within: a circuit that a search is to stay within, where one is set.
-        batch_size: examples a forward pass when a whole split is measured.
+        batch_size: examples a forward pass where no gradients are wanted.
     """
 
     def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, loss: Loss | None = None, batch_size: int = 32) -> None:
@@ -143,7 +144,7 @@ def make_problem(
         encoded = _only_correct(model, encoded)
     if config.bootstrap and "train" in encoded.splits:
         encoded = replace(encoded, splits={**encoded.splits, "train": _resampled(encoded["train"], config.seed)})
-    problem = Problem(model, encoded, ablation=config.ablation, loss=loss)
+    problem = Problem(model, encoded, ablation=config.ablation, loss=loss, batch_size=MEASURED * config.batch_size)
     if not config.force:
         _refuse_chance(problem)
     return problem

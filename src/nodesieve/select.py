@@ -4,7 +4,8 @@ One threshold over all scored nodes, then closing. Either the largest circuit wi
 within a budget. The budget is met when the upper end of a one-sided 95% bootstrap interval of the mean validation KL is within it.
 
 Thresholds are tried on a grid on which each next circuit has about 2% fewer leaves. The KL rises, in the main, along the grid, so a
-bisection finds where it crosses the budget; every circuit measured on the way counts, and the smallest one that met the budget wins.
+bisection finds where it crosses the budget: first by a cheaper look at each circuit, which says where to measure. Every circuit measured counts,
+and the smallest one that met the budget wins.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Measure = Callable[[Sequence[Circuit]], list[Tensor]]  # circuits -> the validat
 
 GRID_RATIO = 1.02
 WIDTH = 3  # circuits measured in one pass over the data; they share the ablation's part of it
-NEARBY = 32  # grid points to each side of a method's own threshold that are searched first: three passes' worth
+NEARBY = (1, 4, 16, 64)  # grid points to each side of where a first look puts the crossing that are measured, until it lies between them
+QUICK = 128  # validation examples that are enough for a first look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +57,25 @@ def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float) ->
     return judge(circuit, scores, cut, measure([circuit])[0], budget)
 
 
-def select_budget(scores: Scores, measure: Measure, *, budget: float) -> Selection:
-    """The smallest circuit within the KL budget; where no threshold meets it, the one of lowest KL, with `met` False."""
-    found = [selection for reading in (scores, scores.other) if reading is not None for selection in _searched(reading, measure, budget=budget)]
+def select_budget(scores: Scores, measure: Measure, *, budget: float, look: Measure | None = None) -> Selection:
+    """The smallest circuit within the KL budget; where no threshold meets it, the one of lowest KL, with `met` False.
+
+    Args:
+        look: KLs by a cheaper way, over fewer examples say, that only guide the search; by default `measure`.
+    """
+    readings = [reading for reading in (scores, scores.other) if reading is not None]
+    found = [selection for reading in readings for selection in _searched(reading, measure, look or measure, budget=budget)]
     met = [selection for selection in found if selection.met]
     if met:
         return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
     return min(found, key=lambda selection: selection.kl_upper)
 
 
-def _searched(scores: Scores, measure: Measure, *, budget: float) -> list[Selection]:
+def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float) -> list[Selection]:
     """Everything that was measured in search of the smallest circuit within the budget."""
     cuts = _grid(scores)
     tried: dict[int, Selection] = {}
+    looks: dict[int, float] = {}
 
     def try_all(places: Sequence[int]) -> None:
         new = [place for place in places if place not in tried]
@@ -75,12 +83,26 @@ def _searched(scores: Scores, measure: Measure, *, budget: float) -> list[Select
         for place, circuit, kl in zip(new, circuits, measure(circuits) if new else [], strict=True):
             tried[place] = judge(circuit, scores, cuts[place], kl, budget)
 
+    def looked_at(place: int) -> float:
+        if place not in looks:
+            (kl,) = look([scores.circuit(cuts[place])])
+            looks[place] = float(kl.mean())
+        return looks[place]
+
+    def crossing(most: float) -> int:
+        """The last cut before the first look exceeds `most`."""
+        return max(0, bisect_left(range(len(cuts)), True, key=lambda place: looked_at(place) > most) - 1)
+
+    middle = crossing(budget)
+    try_all([middle])
+    middle = crossing(budget - (tried[middle].kl_upper - looked_at(middle)))
+    try_all([middle])
     low, high = -1, len(cuts)  # everything up to `low` is taken to meet the budget, everything from `high` on to miss it
-    if scores.threshold is not None:
-        own = bisect_left(cuts, scores.threshold)
-        nearby = [max(0, own - NEARBY), own, min(len(cuts) - 1, own + NEARBY)]
-        try_all(nearby)
+    for radius in NEARBY:
+        try_all([place for place in (middle - radius, middle + radius) if 0 <= place < len(cuts)])
         low, high = _bracket(tried, low, high)
+        if middle - radius <= low and high <= middle + radius:
+            break
     while high - low > 1:
         gap = high - low
         try_all(sorted({low + max(1, gap * k // (WIDTH + 1)) for k in range(1, WIDTH + 1)} - {high}))

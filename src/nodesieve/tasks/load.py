@@ -25,6 +25,7 @@ def load_task(
     *,
     seed: int = 0,
     train_size: int = TRAIN_SIZE,
+    validation_size: int = VALIDATION_SIZE,
     redraws: int = REDRAWS,
     columns: Mapping[str, str] | None = None,
 ) -> Task:
@@ -36,6 +37,7 @@ def load_task(
         tokenizer: built-in tasks keep to words that are one token for it.
         seed: draws the examples of a built-in task, and cuts data without splits.
         train_size: training examples of a built-in task.
+        validation_size: validation examples of a built-in task; the fewer, the wider the interval that has to lie within a KL budget.
         redraws: how many further training examples, with other words of the training pools, a built-in task gives for each of them.
         columns: for records, what `clean`, `corrupted`, `answers`, `distractors` and `split` are called there, e.g. `{"clean": "prompt"}`.
 
@@ -47,7 +49,7 @@ def load_task(
     if columns is not None:
         raise UserError("columns expects records; a file says itself what is what")
     if source in BUILTINS:
-        sizes = {"train": train_size, "validation": VALIDATION_SIZE, "test": TEST_SIZE}
+        sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
         return build(BUILTINS[str(source)], is_token=lambda text: is_one_token(tokenizer, text), seed=seed, sizes=sizes, redraws=redraws)
     if not Path(source).exists():
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
@@ -56,4 +58,11 @@ def load_task(
 
 def task_of(config: DiscoverConfig, tokenizer: PreTrainedTokenizerBase, *, task: str | None = None) -> Task:
     """The task that a run's options name, or another one drawn alike."""
-    return load_task(task or config.task, tokenizer, seed=config.seed_of_data, train_size=config.train_size, redraws=config.redraws)
+    return load_task(
+        task or config.task,
+        tokenizer,
+        seed=config.seed_of_data,
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        redraws=config.redraws,
+    )
