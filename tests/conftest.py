@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -141,3 +142,12 @@ def loaded(tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
     """A tiny Llama that speaks the word tokenizer's language."""
     model = tiny_model("llama", vocabulary=len(tokenizer))
     return LoadedModel(id="tiny", revision=None, model=model.requires_grad_(False), tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_directory(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The like of `loaded` as files."""
+    directory = tmp_path_factory.mktemp("model")
+    tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

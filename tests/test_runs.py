@@ -1,27 +1,20 @@
-"""Runs from end to end on tiny models: the Python API, run directories, resuming, reports, and the command line."""
+"""Runs from end to end on tiny models by the Python API: options, what is measured, resuming, reports."""
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 
 import nodesieve as ns
+from command_line import QUICK
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
-from nodesieve import cli, config, metrics
+from nodesieve import config, metrics
 from nodesieve.batches import Batch
 from nodesieve.config import make_config
-from nodesieve.console import ConsoleJournal
 from nodesieve.discovery import Interrupted
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
@@ -31,39 +24,6 @@ from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 from nodesieve.tasks.words import PLACES
-
-QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2, "force": True, "polish": False}
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def nodesieve(*arguments: object) -> int:
-    """Run the command line in this process -> its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["nodesieve", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
-
-
-def quick_flags(**more: object) -> list[str]:
-    flags: list[str] = []
-    for name, value in {**QUICK, **more}.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "polish":
-            flags.append(flag if value else "--no-polish")
-        else:
-            flags += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
-    return flags
 
 
 def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -133,39 +93,6 @@ def test_experts_take_the_place_of_neurons(family: str, ablation: str, tmp_path:
     assert "<svg" in render([("run", again)])
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory = tmp_path / "pickled"
-    shutil.copytree(model_directory, directory)
-    (directory / "model.safetensors").unlink()
-    (directory / "pytorch_model.bin").write_bytes(b"")
-    assert nodesieve("check-model", directory) == 2
-    error = capsys.readouterr().err
-    assert "expected weights as safetensors" in error
-    assert "save_pretrained" in error
-    assert error.count("\n") == 1
-
-
-def test_weights_that_are_not_finite_are_refused(loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = copy.deepcopy(loaded.model)
-    broken.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    broken.save_pretrained(tmp_path)
-    loaded.tokenizer.save_pretrained(tmp_path)
-    capsys.readouterr()
-    assert nodesieve("check-model", tmp_path) == 2
-    assert "expected finite weights, got NaN or infinity in 'model.layers.1.mlp.up_proj.weight'" in capsys.readouterr().err
-
-
-def test_skipped_pairs_are_counted_and_one_is_shown(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = tmp_path / "task.jsonl", tmp_path / "run"
-    pairs = [(f"{a} and {b} went", f"{b} and {a} went" + " to" * (i % 3 == 0)) for i, (a, b) in enumerate(pairwise(NAMES[:40]))]
-    file.write_text("".join(json.dumps({"clean": c, "corrupted": d, "answers": " Mary", "distractors": " Kyle"}) + "\n" for c, d in pairs), "utf-8")
-    assert nodesieve("discover", "--model", model_directory, "--task", file, "--out", out, *quick_flags(steps=1)) == 0
-    counts = json.loads((out / "circuit.json").read_text())["examples"]["splits"]
-    assert sum(part["skipped_unequal_length"] for part in counts.values()) == 13
-    error = capsys.readouterr().err
-    assert all(f"skipped in {split}, e.g.: '" in error for split, part in counts.items() if part["skipped_unequal_length"])
-
-
 def test_a_sharded_checkpoint_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
     loaded.model.save_pretrained(tmp_path, max_shard_size="100KB")
     loaded.tokenizer.save_pretrained(tmp_path)
@@ -178,14 +105,6 @@ def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> No
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
     with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 256 .*--force goes on"):
         ns.discover(loaded, task, make_config({**QUICK, "force": False}))
-
-
-def test_a_refused_run_leaves_nothing_that_looks_like_one(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    for _ in range(2):
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(force=False)) == 2
-        assert "expected a full model that does the task" in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
@@ -282,187 +201,6 @@ def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Pat
     assert [row["loss"] for row in whole.history] == [row["loss"] for row in resumed.history]
 
 
-def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert nodesieve("discover", "--model", model_directory, "--task", "ioi", "--out", out, *quick_flags()) == 0
-    printed = capsys.readouterr().out
-    assert "all ablated" in printed
-    assert str(out / "report.html") in printed.replace("\n", "")
-    assert sorted(path.name for path in out.iterdir()) == [
-        "circuit.json",
-        "circuit.safetensors",
-        "config.yaml",
-        "history.jsonl",
-        "metrics.json",
-        "report.html",
-    ]
-    tensors = load_file(out / "circuit.safetensors")
-    assert all(tensors[level].dtype == torch.uint8 for level in LEVELS if level != "expert")
-    assert "expert" not in tensors
-    assert all(
-        tensors[f"log_alpha.{level}"].dtype == torch.float32 and tensors[f"log_alpha.{level}"].shape == tensors[level].shape
-        for level in DEFAULT_LEVELS
-        if level != "expert"
-    )
-    metrics, circuit = json.loads((out / "metrics.json").read_text()), json.loads((out / "circuit.json").read_text())
-    assert {"nodes", "parameters", "full", "circuit", "ablated", "budget", "steps", "seconds", "peak_memory_bytes"} <= set(metrics)
-    assert {"kl", "kl_p95", "accuracy", "logit_diff", "exact_match", "faithfulness"} <= set(metrics["circuit"]["test"])
-    assert metrics["ablated"]["test"]["faithfulness"] in (0.0, None)
-    assert circuit["format_version"] == 1
-    assert {"model", "ablation", "levels", "thresholds", "task", "seed", "counts", "versions", "examples"} <= set(circuit)
-    assert all(part["kept"] == int(tensors[level].sum()) for level, part in metrics["nodes"].items())
-    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 7))
-    assert {"loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(rows[0])
-
-    again = tmp_path / "again"
-    assert nodesieve("discover", "--config", out / "config.yaml", "--out", again, "--quiet") == 0
-    assert all(torch.equal(tensor, load_file(again / "circuit.safetensors")[name]) for name, tensor in tensors.items())
-
-
-def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert (
-        nodesieve("discover", "--model", model_directory, "--out", out, "--method", "gate_gradient", "--keep", "0.05", "--quiet", *quick_flags()) == 0
-    )
-    assert capsys.readouterr().out.strip() == str(out)
-    assert nodesieve("nodes", out, "--level", "head_dim") == 0
-    lines = capsys.readouterr().out.splitlines()
-    kept = json.loads((out / "metrics.json").read_text())["nodes"]["head_dim"]["kept"]
-    assert len(lines) == kept
-    assert all(line.startswith("head_dim.") and float(line.split("\t")[1]) > 0 for line in lines)
-    assert nodesieve("evaluate", out, "--task", "gendered_pronoun", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["task"] == "gendered_pronoun"
-    assert nodesieve("evaluate", out) == 0
-    assert "kl_p95" in capsys.readouterr().out
-    assert nodesieve("report", out, out, "--out", tmp_path / "both.html") == 0
-    assert (tmp_path / "both.html").read_text().count("<h1>") == 2
-    assert nodesieve("export", out, tmp_path / "mib.json") == 0
-    assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
-    capsys.readouterr()
-    assert nodesieve("export", out, tmp_path / "nowhere" / "mib.json") == 2
-    assert "a directory that exists" in capsys.readouterr().err
-    assert nodesieve("check-model", model_directory) == 0
-    assert "FAILED" not in capsys.readouterr().out
-    assert nodesieve("tasks", "--model", model_directory) == 0
-    assert "512 train" in capsys.readouterr().out
-
-
-def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert (
-        nodesieve("discover", "--model", model_directory, "--out", out, "--method", "gate_gradient", "--keep", "0.3", "--quiet", *quick_flags()) == 0
-    )
-    assert nodesieve("evaluate", out, "--ablation", "zero", "--json") == 0
-    zero = json.loads(capsys.readouterr().out.split("\n", 1)[1])
-    assert zero["ablation"] == "zero"
-    assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["circuit"]["test"]["kl"] != zero["circuit"]["test"]["kl"]
-    assert set(told["intervals"]["test"]) == set(told["circuit"]["test"])
-    assert told["controls"]["random"]["count"] == told["controls"]["random_by_layer"]["count"] == 2
-    assert told["controls"]["circuit"]["kl_mean"] == pytest.approx(told["circuit"]["test"]["kl"], rel=1e-5)
-    (file,) = out.glob("controls-*.json")
-    assert file.name == "controls-ioi-test-counterfactual.json"
-    kept = json.loads(file.read_text())
-    kept["groups"]["random"]["0"]["kl"] = 77.0
-    file.write_text(json.dumps(kept))
-    assert nodesieve("evaluate", out, "--controls", "--draws", "3") == 0
-    assert "77.000" in capsys.readouterr().out  # read, not measured again
-    assert len(json.loads(file.read_text())["groups"]["random"]) == 3
-    kept["circuit"] = "another"
-    file.write_text(json.dumps(kept))
-    assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # of another circuit: measured anew
-    file.write_text("no JSON")
-    assert nodesieve("evaluate", out, "--controls") == 2
-    assert "remove it to start anew" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["discover", "--steps", "0"], "option steps: input should be greater than or equal to 1, got 0"),
-        (["discover", "--steps", "many"], "'many' is not a valid integer"),
-        (["discover", "--levels", "head,brain"], "expected different names from layer"),
-        (["discover", "--penalties", "head"], "expected LEVEL=NUMBER pairs"),
-        (["discover", "--penalties", "brain=1"], "expected level names"),
-        (["discover", "--kl-budget", "-1"], "greater than 0, got -1"),
-        (["discover", "--method", "magic"], "'magic' is not one of"),
-        (["discover", "--model", "no/such-model-here"], "could not load 'no/such-model-here'"),
-        (["discover", "--model", "missing.gguf"], "expected a GGUF file, found none"),
-        (["discover", "--task", "no-such-task"], "expected a built-in task (ioi, greater_than, gendered_pronoun, "),
-        (["discover", "--device", "abacus"], "expected a device that torch has here"),
-        (["discover", "--resume", "nowhere"], "--resume expects the directory of an unfinished run"),
-        (["evaluate", "nowhere"], "expected a run's directory"),
-        (["nodes", "nowhere"], "expected a run's directory"),
-        (["report"], "Missing argument"),
-        (["check-model", "no/such-model-here"], "could not load"),
-        (["fly"], "No such command 'fly'"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if arguments[0] == "discover" and not {"--model", "--resume"} & set(arguments):
-        arguments = [*arguments, "--model", str(model_directory)]
-    assert nodesieve(*arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_is_not_overwritten_unless_asked(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("model: x\n")
-    assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, *quick_flags()) == 2
-    assert "already holds a run" in capsys.readouterr().err
-    assert (tmp_path / "config.yaml").read_text() == "model: x\n"
-    assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, "--overwrite", "--quiet", *quick_flags()) == 0
-
-
-@contextmanager
-def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
-    """Press Ctrl-C whenever progress is told and `when(step, facts)` holds."""
-    original = ConsoleJournal.progress
-
-    def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
-        original(self, step, total, **facts)
-        if when(step, facts):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConsoleJournal, "progress", progress)
-        yield
-
-
-def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    with ctrl_c(lambda step, facts: step == 3):
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
-    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
-    assert not json.loads((out / "circuit.json").read_text())["complete"]
-    assert nodesieve("evaluate", out) == 0
-    assert nodesieve("nodes", out) == 0
-    assert nodesieve("discover", "--resume", out) == 0
-    assert json.loads((out / "circuit.json").read_text())["complete"]
-    assert len((out / "history.jsonl").read_text().splitlines()) == 6
-    assert nodesieve("discover", "--resume", out) == 2
-
-
-def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(
-    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    with ctrl_c(lambda step, facts: not facts):  # examples of the first pass are counted without a KL
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
-    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
-    assert not (out / "circuit.json").exists()
-    assert nodesieve("discover", "--resume", out) == 0
-    assert json.loads((out / "circuit.json").read_text())["complete"]
-
-
 def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
     run = ns.discover(loaded, task, make_config(QUICK))
@@ -473,13 +211,3 @@ def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
     assert "<b>name" not in page
     assert page.count("<svg") == 3
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
-
-
-def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "config.yaml"
-    for content, message in (("speed: 3\n", "got 'speed'"), ("[1]\n", "expected options by name"), ("a: [\n", "expected YAML")):
-        file.write_text(content)
-        assert nodesieve("discover", "--config", file) == 2
-        assert message in capsys.readouterr().err
-    assert yaml.safe_load(yaml.safe_dump(make_config({}).to_dict())) == make_config({}).to_dict()
-    assert make_config(make_config({"levels": "head,layer"}).to_dict()) == make_config({"levels": ["layer", "head"]})

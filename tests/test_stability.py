@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import nodesieve as ns
+from command_line import QUICK, nodesieve, quick_flags
 from nodesieve.circuit import Circuit
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.stability import agreement, chance, consensus, jaccard
-from test_runs import QUICK, model_directory, nodesieve, quick_flags  # noqa: F401  a fixture
 
 NODES = NodeSpace(layers=2, heads=3, head_dim=4, neurons=10, width=6)
 
@@ -53,7 +53,7 @@ def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
     assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
 
 
-def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert nodesieve("discover", "--model", model_directory, "--out", run, "--quiet", "--seed", 3, *quick_flags()) == 0
     capsys.readouterr()
@@ -71,7 +71,7 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert nodesieve("stability", run, "--seeds", 2, "--agree", 4) == 2
 
 
-def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
     command = ["compare", "--model", model_directory, "--task", "ioi", "--budget", 0.1, "--config", options, "--out", out]
@@ -99,7 +99,7 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert "--methods expects names among" in capsys.readouterr().err
 
 
-def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in {**QUICK, "steps": 3000}.items()))
     command = [sys.executable, "-m", "nodesieve", "compare", "--model", str(model_directory), "--methods", "nested", "--out", str(out)]
