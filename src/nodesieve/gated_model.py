@@ -62,6 +62,7 @@ class GatedModel:
         self._written_out = [module for module in modules if written_out(module)]
         self._gated_mlps = [module for module in modules if is_gated(module)]
         self._takes = frozenset(inspect.signature(model.forward).parameters)
+        self._cache_name = "cache" if "cache" in self._takes else "past_key_values"  # since transformers 5.24, and before
 
     @property
     def nodes(self) -> NodeSpace:
@@ -282,8 +283,8 @@ class GatedModel:
         self.model(
             input_ids=tokens.input_ids[:, :start],
             attention_mask=tokens.attention_mask[:, :start],
-            past_key_values=prefix,
             use_cache=True,
+            **{self._cache_name: prefix},
             **{name: value for name, value in options.items() if name in self._takes},
         )
         prefix.read, prefix.shrunk = True, {gating.shrunk for gating in gatings if gating.shrunk is not None}
@@ -308,7 +309,7 @@ class GatedModel:
                 input_ids=tokens.input_ids[:, start:],
                 attention_mask=tokens.attention_mask,
                 use_cache=prefix is not None,
-                past_key_values=prefix,
+                **{self._cache_name: prefix},
                 **{name: value for name, value in options.items() if name in self._takes},
             ).logits
         if whole:
