@@ -79,6 +79,8 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     text = capsys.readouterr().out
     assert "smallest circuit" in text
     assert "as a ranking" in text
+    assert "…" not in text  # nothing is cut, though lines of a method each would not fit
+    assert "compactness, leaves" in text
     found = json.loads((out / "compare.json").read_text())
     assert [(row["method"], row["seed"]) for row in found["rows"]] == [("random", 0), ("greedy", 0)]
     for row in found["rows"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,16 +145,30 @@ def print_agreement(found: Mapping[str, Any], *, title: str) -> None:
 
 
 def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
-    """Two tables, a line a method in each, from `nodesieve.compare`."""
+    """Two tables from `nodesieve.compare`: a line a method, or a column a method where lines would be too long for the terminal."""
     console = Console()
     console.print(title, highlight=False, markup=False)
-    for subject, (headings, *lines) in comparison_tables(found["rows"]).items():
-        table = Table(title=subject, title_justify="left", box=None)
-        for heading in headings:
-            table.add_column(heading, justify="right" if heading != "method" else "left")
-        for line in lines:
-            table.add_row(*line)
+    for subject, lines in comparison_tables(found["rows"]).items():
+        table = next((t for t in (_grid(subject, lines), _grid(subject, list(zip(*lines, strict=True)))) if _width(t) <= console.width), None)
+        if table is None:  # nothing is left out, whatever the terminal makes of it
+            table = _grid(subject, lines)
+            console = Console(width=_width(table))
         console.print(table)
+
+
+def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """The first line heads the columns; the first column is names."""
+    table = Table(title=title, title_justify="left", box=None)
+    for place, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _width(table: Table) -> int:
+    """Columns of a terminal that `table` takes where nothing is cut."""
+    return Console(width=10_000).measure(table).maximum
 
 
 def print_levels(architecture: Architecture, *, title: str) -> None:
