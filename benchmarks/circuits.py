@@ -26,11 +26,11 @@ from nodesieve.run import read_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CURVES = HERE.parent / "docs" / "curves"
-# task:seed, or task:seed:budget where it is not the default
+# task:seed, with :budget where it is not the default, and :unpolished where that is asked for
 PLAN = (
     *("ioi:0", "ioi:1", "ioi:2"),
-    *("greater_than:0", "greater_than:0:0.15", "greater_than:0:0.05"),
-    *("gendered_pronoun:0", "gendered_pronoun:0:0.15", "gendered_pronoun:0:0.05"),
+    *("greater_than:0", "greater_than:0:0.15", "greater_than:0:0.15:unpolished"),
+    *("gendered_pronoun:0", "gendered_pronoun:0:0.15", "gendered_pronoun:0:0.15:unpolished"),
 )
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
@@ -39,7 +39,7 @@ LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET]")
+    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET[:unpolished]]")
     parser.add_argument("--collect", action="store_true", help="run nothing, write the table of what is there")
     parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
     options = parser.parse_args()
@@ -83,10 +83,10 @@ def directory(name: str, runs: Path) -> Path:
 
 def discover(name: str, *, runs: Path, flags: list[str]) -> None:
     out = directory(name, runs)
-    task, seed, *budget = name.split(":")
+    task, seed, *changed = name.split(":")
     if not (out / "metrics.json").is_file():
         unfinished = (out / "checkpoint.safetensors").is_file()
-        own = ["--kl-budget", *budget] if budget else []
+        own = [part for value in changed for part in (["--no-polish"] if value == "unpolished" else ["--kl-budget", value])]
         call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *own, *flags]))
     if task == "ioi" and not (out / "other_words.json").is_file():
         measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", capture=True)
