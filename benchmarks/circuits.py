@@ -53,7 +53,8 @@ def main() -> None:
     (RESULTS / "circuits.md").write_text(markdown(result), "utf-8")
     fill(HERE.parent / "docs" / "results.md", markdown(result))
     for name in here:
-        draw(name, runs=options.runs)
+        if not name.endswith("unpolished"):  # learned alike
+            draw(name, runs=options.runs)
     print(markdown(result))
 
 
