@@ -279,14 +279,7 @@ class GatedModel:
         if start == 0:
             return None
         prefix = Prefix()
-        options = {"logits_to_keep": 1, "position_ids": tokens.position_ids[:, :start]}
-        self.model(
-            input_ids=tokens.input_ids[:, :start],
-            attention_mask=tokens.attention_mask[:, :start],
-            use_cache=True,
-            **{self._cache_name: prefix},
-            **{name: value for name, value in options.items() if name in self._takes},
-        )
+        self._forward(tokens, slice(0, start), prefix, logits_to_keep=1)
         prefix.read, prefix.shrunk = True, {gating.shrunk for gating in gatings if gating.shrunk is not None}
         return prefix
 
@@ -297,27 +290,33 @@ class GatedModel:
         wanted = torch.unique(last)
         width = tokens.input_ids.shape[1] - start
         whole = len(wanted) == 1 and int(wanted) == width - 1  # always so under left padding
-        options: dict[str, Any] = {
-            "logits_to_keep": 1 if whole else wanted,
-            "position_ids": tokens.position_ids[:, start:],  # models with ALiBi take none
-        }
-        with ExitStack() as stack:
-            head = self.model.get_output_embeddings()
-            # The last position is a strided slice, which torch would multiply as B separate matrices: 10% of a step on a CPU.
-            stack.callback(head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:])).remove)
-            logits = self.model(
-                input_ids=tokens.input_ids[:, start:],
-                attention_mask=tokens.attention_mask,
-                use_cache=prefix is not None,
-                **{self._cache_name: prefix},
-                **{name: value for name, value in options.items() if name in self._takes},
-            ).logits
+        logits = self._forward(tokens, slice(start, None), prefix, logits_to_keep=1 if whole else wanted)
         if whole:
             answer: Tensor = logits[:, -1]
         else:
             at = torch.searchsorted(wanted, last) if logits.shape[1] == len(wanted) else last
             answer = logits[torch.arange(len(last), device=last.device), at]
         return answer.to(torch.promote_types(answer.dtype, torch.float32))
+
+    def _forward(self, tokens: Tokens, positions: slice, prefix: Prefix | None, *, logits_to_keep: int | Tensor) -> Tensor:
+        """The model's logits at some of the `positions`, (B, n, V); what comes before them is in `prefix`, or goes there."""
+        options: dict[str, Any] = {
+            "logits_to_keep": logits_to_keep,
+            "position_ids": tokens.position_ids[:, positions],  # models with ALiBi take none
+        }
+        # The last position is a strided slice, which torch would multiply as B matrices, with as many copies of the weights.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        try:
+            logits: Tensor = self.model(
+                input_ids=tokens.input_ids[:, positions],
+                attention_mask=tokens.attention_mask[:, : positions.stop],
+                use_cache=prefix is not None,
+                **{self._cache_name: prefix},
+                **{name: value for name, value in options.items() if name in self._takes},
+            ).logits
+        finally:
+            hook.remove()
+        return logits
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

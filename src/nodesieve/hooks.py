@@ -105,7 +105,8 @@ def checkpointed(forward: Callable[..., Any], again: Callable[[], AbstractContex
 
 
 def _last_position(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0][:, -1:], *args[1:]) if args[0].dim() == 3 else args
+    """Contiguous, since torch multiplies a strided slice as B matrices, with as many copies of the weights."""
+    return (args[0][:, -1:].contiguous(), *args[1:]) if args[0].dim() == 3 else args
 
 
 def _edit_input(args: tuple[Any, ...], kwargs: dict[str, Any], place: str, layer: int, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
