@@ -1,4 +1,4 @@
-"""What each ingredient of the method is worth: size against validation KL on the way, with one ingredient changed at a time.
+"""What each ingredient of learned gates is worth: size against validation KL on the way, with one ingredient changed at a time.
 
 Every variant runs `nodesieve discover` on IOI with constant lambdas (`--controller fixed`), so that nothing steers it, and is looked at every
 25 steps. Finished runs in --runs are kept. Writes results/what_mattered.json and docs/curves/what-mattered.svg. Flags after `--` go to every run.
@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 COMMON = (
     "--task",
     "ioi",
+    "--method",
+    "multigranular",
     "--controller",
     "fixed",
     "--lambda-init",

@@ -65,9 +65,12 @@ def test_a_refused_run_leaves_nothing_that_looks_like_one(model_directory: Path,
     assert not out.exists()
 
 
-def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("method", "kind", "steps"), [("sieve", "score", [6]), ("multigranular", "log_alpha", [1, 2, 3, 4, 5, 6])])
+def test_a_run_leaves_every_file_of_the_contract(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, kind: str, steps: list[int]
+) -> None:
     out = tmp_path / "run"
-    assert nodesieve("discover", "--model", model_directory, "--task", "ioi", "--out", out, *quick_flags()) == 0
+    assert nodesieve("discover", "--model", model_directory, "--task", "ioi", "--out", out, *quick_flags(method=method)) == 0
     printed = capsys.readouterr().out
     assert "all ablated" in printed
     assert str(out / "report.html") in printed.replace("\n", "")
@@ -83,7 +86,7 @@ def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path
     assert all(tensors[level].dtype == torch.uint8 for level in LEVELS if level != "expert")
     assert "expert" not in tensors
     assert all(
-        tensors[f"log_alpha.{level}"].dtype == torch.float32 and tensors[f"log_alpha.{level}"].shape == tensors[level].shape
+        tensors[f"{kind}.{level}"].dtype == torch.float32 and tensors[f"{kind}.{level}"].shape == tensors[level].shape
         for level in DEFAULT_LEVELS
         if level != "expert"
     )
@@ -95,7 +98,7 @@ def test_a_run_leaves_every_file_of_the_contract(model_directory: Path, tmp_path
     assert {"model", "ablation", "levels", "thresholds", "task", "seed", "counts", "versions", "examples"} <= set(circuit)
     assert all(part["kept"] == int(tensors[level].sum()) for level, part in metrics["nodes"].items())
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert [row["step"] for row in rows] == steps
     assert {"loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(rows[0])
 
     again = tmp_path / "again"
@@ -220,17 +223,20 @@ def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
         yield
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("method", "steps", "stop", "lines"), [("sieve", 45, 40, 3), ("sieve", 45, 5, 3), ("multigranular", 6, 3, 6)])
+def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, steps: int, stop: int, lines: int
+) -> None:
     out = tmp_path / "run"
-    with ctrl_c(lambda step, facts: step == 3):
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+    with ctrl_c(lambda step, facts: "kl" in facts and step >= stop):
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method=method, steps=steps)) == 130
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not json.loads((out / "circuit.json").read_text())["complete"]
     assert nodesieve("evaluate", out) == 0
     assert nodesieve("nodes", out) == 0
     assert nodesieve("discover", "--resume", out) == 0
     assert json.loads((out / "circuit.json").read_text())["complete"]
-    assert len((out / "history.jsonl").read_text().splitlines()) == 6
+    assert len((out / "history.jsonl").read_text().splitlines()) == lines
     assert nodesieve("discover", "--resume", out) == 2
 
 
@@ -239,7 +245,7 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(
 ) -> None:
     out = tmp_path / "run"
     with ctrl_c(lambda step, facts: not facts):  # examples of the first pass are counted without a KL
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags()) == 130
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method="multigranular")) == 130
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not (out / "circuit.json").exists()
     assert nodesieve("discover", "--resume", out) == 0

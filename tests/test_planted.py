@@ -75,7 +75,7 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
     first = run.history[0]["open"]
     assert first["head"] == coarse.circuit.kept("head") / coarse.circuit.nodes.count("head")
-    with pytest.raises(UserError, match="--within expects --method multigranular"):
+    with pytest.raises(UserError, match="--within expects --method sieve or multigranular"):
         discover(planted_model(), planted_task(), make_config({**options, "method": "fisher"}))
 
 

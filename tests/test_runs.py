@@ -185,7 +185,7 @@ def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they
 
 
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:
-    task, config = ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "steps": 12})
+    task, config = ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "steps": 12, "method": "multigranular"})
 
     class StopAfter(RunJournal):
         def progress(self, step: int, total: int, **facts: float) -> None:

@@ -106,14 +106,14 @@ def test_greater_than_with_two_digit_tokens_counts_whole_years() -> None:
 
 
 def test_pairs_of_different_length_are_left_out_counted_and_shown(tokenizer: PreTrainedTokenizerFast) -> None:
-    good = Example(clean="When Mary gave", corrupted="When John gave", answers=(" Mary",), distractors=(" John",))
-    bad = Example(clean="When Mary gave", corrupted="When John and Mary gave", answers=(" Mary",), distractors=(" John",))
+    good = Example(clean="While Mary gave", corrupted="While John gave", answers=(" Mary",), distractors=(" John",))
+    bad = Example(clean="While Mary gave", corrupted="While John and Mary gave", answers=(" Mary",), distractors=(" John",))
     splits = dict.fromkeys(SPLITS, (good, good, bad))
     encoded = encode(Task(name="t", splits=splits), tokenizer, aligned=True, device=torch.device("cpu"))
     assert encoded.skipped == {split: {"unequal_length": 1} for split in SPLITS}
-    assert encoded.left_out == dict.fromkeys(SPLITS, "'When Mary gave' / 'When John and Mary gave'")
+    assert encoded.left_out == dict.fromkeys(SPLITS, "'While Mary gave' / 'While John and Mary gave'")
     assert len(encode(Task(name="t", splits=splits), tokenizer, aligned=False, device=torch.device("cpu"))["test"]) == 3
-    with pytest.raises(UserError, match=r"different token length, e\.g\. 'When Mary gave'"):
+    with pytest.raises(UserError, match=r"different token length, e\.g\. 'While Mary gave'"):
         encode(Task(name="t", splits=dict.fromkeys(SPLITS, (bad, bad))), tokenizer, aligned=True, device=torch.device("cpu"))
 
 
@@ -308,23 +308,23 @@ def one_task(*examples: Example) -> Task:
     return Task(name="t", splits=dict.fromkeys(SPLITS, examples))
 
 
-GAVE = Example(clean="When Mary gave", corrupted="When John gave", answers=(" Mary",), distractors=(" John",))
+GAVE = Example(clean="While Mary gave", corrupted="While John gave", answers=(" Mary",), distractors=(" John",))
 
 
 def test_unequal_lengths_may_be_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
-    bad = Example(clean="When Mary gave", corrupted="When John and Mary gave", answers=(" Mary",), distractors=(" John",))
+    bad = Example(clean="While Mary gave", corrupted="While John and Mary gave", answers=(" Mary",), distractors=(" John",))
     with pytest.raises(UserError, match="expected clean and corrupted prompts of the same token length, got 3 and 5"):
         encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"), encoding=Encoding(unequal="error"))
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    bad = Example(clean="When Mary gave", corrupted="When John gave", answers=(10**6,), distractors=(3,))
+    bad = Example(clean="While Mary gave", corrupted="While John gave", answers=(10**6,), distractors=(3,))
     with pytest.raises(UserError, match=r"expected token ids below .* got 1000000 .* another tokenizer"):
         encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"))
 
 
 def test_answers_of_several_tokens_count_by_the_first_or_by_each(tokenizer: PreTrainedTokenizerFast) -> None:
-    example = Example(clean="When Mary gave", corrupted="When John gave", answers=(" Mary and John",), distractors=(" John and Mary",))
+    example = Example(clean="While Mary gave", corrupted="While John gave", answers=(" Mary and John",), distractors=(" John and Mary",))
     mary, and_, john = tokenizer("Mary and John")["input_ids"]
     first = encode(one_task(example, GAVE), tokenizer, aligned=True, device=torch.device("cpu"))["test"].examples
     assert [e.answers for e in first] == [(mary,), (mary,)]
@@ -353,7 +353,7 @@ def test_prompts_can_go_through_the_chat_template(tokenizer: PreTrainedTokenizer
     chatty = word_tokenizer()
     chatty.chat_template = "{% for m in messages %}( {{ m.content }} ){% endfor %}{% if add_generation_prompt %} :{% endif %}"
     found = encode(one_task(GAVE, GAVE), chatty, aligned=True, device=torch.device("cpu"), encoding=Encoding(chat_template=True))["test"].examples[0]
-    assert chatty.decode(list(found.clean)) == "( When Mary gave ) :"
+    assert chatty.decode(list(found.clean)) == "( While Mary gave ) :"
 
 
 def test_prompts_beyond_the_context_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

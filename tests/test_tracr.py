@@ -49,10 +49,17 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [("reverse", "multigranular"), ("pattern", "multigranular"), ("sort", "fisher"), ("sort", "gate_gradient")]
+    ("name", "method"),
+    [
+        ("reverse", "sieve"),
+        ("reverse", "multigranular"),
+        ("pattern", "multigranular"),
+        ("sort", "fisher"),
+        ("sort", "gate_gradient"),
+    ],
 )
 def test_needed_nodes_are_found(name: str, method: str) -> None:
-    """All of them, by learned gates and by attribution; after polishing, no others. benchmarks/tracr/recover.py has every program and method."""
+    """All of them; after polishing, no others. benchmarks/tracr/recover.py has every program and method."""
     problem = load_program(name).problem("counterfactual")
     found = recovered(problem, truth(problem), method)
     assert found["met"]

@@ -3,7 +3,7 @@
 Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
 
 - `TASK/METHOD-SEED`: every method of PLAN through the same selection at a KL budget of 0.25 (claims i and iii);
-- `TASK/within-METHOD-SEED`: the search of `multigranular` within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
+- `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
 
     python benchmarks/claims/claims.py                      # everything: some 20 hours on 2 cores
@@ -46,22 +46,24 @@ PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" 
 # On the last no default was ever tuned, nor was it looked at before.
 TASKS = ("ioi", "greater_than", "gendered_pronoun", "subject_verb_agreement")
 METHODS = (
-    *("multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
+    *("sieve", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
     *("activation_difference", "weight_magnitude", "random"),
 )
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
-SHORT = 150
+SHORT = 160
+LEARNED = {"method": "multigranular"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{
         f"without {level}": {"levels": [other for other in LEVELS if other not in (level, "embedding", "expert")]}
         for level in ("layer", "attention_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_output")
     },
-    "one gate sample a batch": {"gate_samples": "batch"},
-    "penalties nested": {"penalty_form": "nested"},
-    "penalties reached": {"penalty_form": "reached"},
-    "controller fixed": {"controller": "fixed"},
-    "controller target_size at 0.5": {"controller": "target_size", "target_size": 0.5},
+    "learned gates": LEARNED,
+    "learned gates, one sample a batch": {**LEARNED, "gate_samples": "batch"},
+    "learned gates, penalties nested": {**LEARNED, "penalty_form": "nested"},
+    "learned gates, penalties reached": {**LEARNED, "penalty_form": "reached"},
+    "learned gates, controller fixed": {**LEARNED, "controller": "fixed"},
+    "learned gates, controller target_size at 0.5": {**LEARNED, "controller": "target_size", "target_size": 0.5},
 }
 ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
 DRAWS = 5
@@ -135,7 +137,11 @@ def variant(runs: Path, name: str, changed: dict[str, Any]) -> None:
     flags = [
         part for option, value in changed.items() for part in (f"--{option.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
     ]
-    discovered(runs / name.replace(" ", "-"), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags)
+    discovered(runs / slug(name), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags)
+
+
+def slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 def collected(runs: Path) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def collected(runs: Path) -> dict[str, Any]:
                         "random_kl": read_json(drawn)["kl"] if drawn.is_file() else None,
                     }
                 )
-    variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", name.replace(" ", "-"))]
+    variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]
     described = [run.description["versions"] for _, run in finished(runs / "ioi", "*")]
     return {"versions": described[0] if described else {}, "tasks": tasks, "within": inside, "variants": variants}
 

@@ -34,7 +34,7 @@ sys.path.append(str(HERE.parent))
 from machine import machine, provenance, versions  # noqa: E402
 
 BUDGET = 0.001  # nats; the least that a needed node costs, closed alone, is 0.0039
-COMPARED = ("multigranular", "nested", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient", "activation_difference", "random")
+COMPARED = ("sieve", "multigranular", "nested", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient", "activation_difference", "random")
 ABLATIONS = ("counterfactual", "mean", "zero")
 FINE = ("head_dim", "mlp_neuron", "mlp_output")
 

@@ -97,9 +97,9 @@ class Split:
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
         return Tokens.pad(rows, pad_id=self.pad_id, device=self.device, side=self.padding_side)
 
-    def batches(self, size: int, *, first: int | None = None) -> Iterator[Batch]:
-        """Every example once, or the first so many, in batches of like length; `Batch.index` says which they are."""
-        order = sorted(range(len(self) if first is None else min(first, len(self))), key=self._length)
+    def batches(self, size: int, *, first: int | None = None, skip: int = 0) -> Iterator[Batch]:
+        """Every example once, or the first so many, less some at the start, in batches of like length; `Batch.index` says which they are."""
+        order = sorted(range(skip, len(self) if first is None else min(first, len(self))), key=self._length)
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])
 

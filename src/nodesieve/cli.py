@@ -333,7 +333,7 @@ def stability(directory: Path, seeds: int, agree: int | None, quiet: bool, trust
 @cli.command(short_help="Methods side by side on one model and task.")
 @click.option("--model", help="as for discover  [default: smollm2-135m]")
 @click.option("--task", help="as for discover  [default: ioi]")
-@click.option("--methods", required=True, help="names with commas between them, e.g. multigranular,coarse,gate_gradient")
+@click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
 @click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
 @click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")

@@ -18,6 +18,7 @@ from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal[
+    "sieve",
     "multigranular",
     "nested",
     "coarse",
@@ -48,6 +49,7 @@ PENALTIES: PerLevel = {
     "mlp_output": 1.0,
     "embedding": 1.5,
 }
+PRICES: PerLevel = {**PENALTIES, "head": 2.0, "head_dim": 2.5}  # the penalties of the sieve, which weighs levels against one another by them
 PER_LEVEL = {
     "penalties": PENALTIES,
     "learning_rates": LEARNING_RATES,
@@ -81,10 +83,10 @@ class DiscoverConfig:
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
 
     # What to find
-    method: MethodName = Field(default="multigranular", description="how nodes are scored")
+    method: MethodName = Field(default="sieve", description="how nodes are scored")
     ablation: AblationName = Field(default="counterfactual", description="what a closed node holds")
     levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
-    within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are learned (multigranular)")
+    within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are looked at (sieve, multigranular)")
     kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
     polish: bool | None = Field(
@@ -92,8 +94,8 @@ class DiscoverConfig:
         description="afterwards close, coarse to fine, what the circuit can do without within the budget; by default unless keep is given",
     )
 
-    # How to learn (multigranular)
-    steps: int = Field(default=240, ge=1, description="optimisation steps")
+    # How to search (sieve, multigranular, nested), and to learn gates (multigranular)
+    steps: int = Field(default=480, ge=1, description="steps: batches of training examples")
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
@@ -105,7 +107,10 @@ class DiscoverConfig:
     penalty_form: Literal["own", "nested", "reached"] = Field(
         default="own", description="pay for a node's own probability (as the paper), times its ancestors' (nested), or theirs held constant"
     )
-    penalties: PerLevel = Field(default_factory=dict, description="lambda of each level, before the controller's multiplier")
+    penalties: PerLevel = Field(
+        default_factory=dict,
+        description="lambda of each level, before the controller's multiplier; for sieve, what all nodes of a level are worth together",
+    )
     lambda_init: float = Field(default=1.3, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
     learning_rate_final: float = Field(default=0.15, ge=0, le=1, description="learning rates at the last step, as a share of those at the start")
@@ -166,7 +171,7 @@ class DiscoverConfig:
             )
         if self.polish is None:
             object.__setattr__(self, "polish", self.keep is None)
-        for name, defaults in PER_LEVEL.items():
+        for name, defaults in {**PER_LEVEL, **({"penalties": PRICES} if self.method == "sieve" else {})}.items():
             object.__setattr__(self, name, {**defaults, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
             raise ValueError("penalties and learning_rates: expected numbers of at least 0")

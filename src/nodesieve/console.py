@@ -39,6 +39,7 @@ class ConsoleJournal(RunJournal):
         self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task("loading", total=None, facts="")
         self._kl: float | None = None
+        self._step = 0
 
     def __enter__(self) -> ConsoleJournal:
         self._bar.start()
@@ -60,15 +61,18 @@ class ConsoleJournal(RunJournal):
     def progress(self, step: int, total: int, **facts: float) -> None:
         shown = []
         if "kl" in facts:
-            self._kl = facts["kl"] if self._kl is None else 0.9 * self._kl + 0.1 * facts["kl"]
+            before = 0.9 ** max(0, step - self._step)  # weight of what was shown for each step since
+            self._kl = facts["kl"] if self._kl is None else before * self._kl + (1 - before) * facts["kl"]
             shown.append(f"KL {self._kl:.2f}")
         shown += [f"{name} {100 * facts[level]:.0f}%" for level, name in SHOWN_LEVELS.items() if level in facts]
         text = " ".join(shown)
         if self._bar.tasks[0].total is None:  # the clock of "time left" starts with the first step, not with loading
             self._bar.reset(self._task, total=total, completed=step - 1, facts="")
         self._bar.update(self._task, completed=step, total=total, facts=text)
-        if not self._quiet and not self._console.is_terminal and (step % self.LINE_EVERY == 0 or step == total):
+        new_line = step // self.LINE_EVERY > self._step // self.LINE_EVERY or step == total
+        if not self._quiet and not self._console.is_terminal and new_line and text:
             self._console.print(f"{step}/{total} {text}", highlight=False)
+        self._step = step
 
 
 def print_summary(run: Run) -> None:

@@ -23,11 +23,13 @@ from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.polish import polish
-from nodesieve.problem import Loss, Problem, as_counts, make_problem
+from nodesieve.problem import QUICK, Loss, Problem, as_counts, make_problem
 from nodesieve.run import Run, describe, load_run
 from nodesieve.scores import Scores
-from nodesieve.select import QUICK, Selection, select_budget, select_size
+from nodesieve.select import Selection, select_budget, select_size
 from nodesieve.tasks.base import Task
+
+WITHIN = ("sieve", "multigranular")  # methods that can search inside a circuit
 
 
 class Interrupted(Exception):
@@ -80,7 +82,7 @@ def discover(
     passes = asdict(problem.model.passes)
     journal.say("evaluating")
     evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
-    metrics = _metrics(problem, selection, evaluation, config, steps=len(journal.history), seconds=seconds)
+    metrics = _metrics(problem, selection, evaluation, config, steps=journal.history[-1]["step"] if journal.history else 0, seconds=seconds)
     metrics["passes"] = passes
     if config.polish:
         metrics["unpolished"] = {
@@ -103,8 +105,8 @@ def discover(
 def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
     if config.within is None:
         return None
-    if config.method != "multigranular":
-        raise UserError(f"--within expects --method multigranular, got {config.method}")
+    if config.method not in WITHIN:
+        raise UserError(f"--within expects --method {' or '.join(WITHIN)}, got {config.method}")
     circuit = load_run(config.within).circuit
     if circuit.nodes != problem.nodes:
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")

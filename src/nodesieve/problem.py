@@ -26,6 +26,7 @@ from nodesieve.verify import gate
 
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
 MEASURED = 4  # times the batch size of a step, where no gradients are wanted
+QUICK = 128  # validation examples that are enough for a first look
 CHANCE_EXAMPLES = 256
 CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
 
@@ -80,25 +81,26 @@ class Problem:
 
     @torch.no_grad()
     def circuit_logits(
-        self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, cut: bool = False
+        self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0, cut: bool = False
     ) -> Iterator[tuple[Batch, list[Tensor]]]:
         """Batch by batch, the logits of each circuit (B, V); the ablation's own pass is shared by all of them.
 
         Args:
             first: only so many examples of the split.
+            skip: not so many at its start.
             cut: leave what a circuit has closed out of the computation, which is faster and differs by float error.
         """
         shrunk = [self.cut(circuit.masks, keep=False) for circuit in circuits] if cut else None
         gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
-        for batch in self.task[split].batches(self.batch_size, first=first):
+        for batch in self.task[split].batches(self.batch_size, first=first, skip=skip):
             yield batch, self.model.gated_logits_of_each(batch.clean, gates, self.ablation.values(batch), shrunk=shrunk)
 
-    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, cut: bool = False) -> list[Tensor]:
+    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0, cut: bool = False) -> list[Tensor]:
         """The objective of every example of a split, one (n,) tensor a circuit; arguments as for `circuit_logits`."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
         batches = []
-        for batch, logits in self.circuit_logits(circuits, split, first=first, cut=cut):
+        for batch, logits in self.circuit_logits(circuits, split, first=first, skip=skip, cut=cut):
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
                 row.append(self.objective(full[batch.index], own, batch))

@@ -72,7 +72,7 @@ class Run:
         """Write the run's files into `directory` (made if need be), except the report."""
         out = Path(directory)
         out.mkdir(parents=True, exist_ok=True)
-        kind = "log_alpha" if self.scores.threshold is not None else "score"
+        kind = "log_alpha" if self.scores.learned else "score"
         nodes = self.circuit.nodes
         tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}
         tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels if level in nodes.levels}
@@ -125,6 +125,7 @@ def load_run(directory: str | Path) -> Run:
             nodes=nodes,
             levels=tuple(level for level in nodes.levels if f"{kind}.{level}" in tensors),
             threshold=0.0 if learned else None,
+            learned=learned,
             wholes={level: tensors[f"whole.{level}"] for level in LEVELS if f"whole.{level}" in tensors} or None,
         ),
         threshold=next(iter(thresholds.values())),

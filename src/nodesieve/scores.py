@@ -20,7 +20,8 @@ class Scores:
     Attributes:
         values: the scores. Levels outside `levels` are ignored: their nodes are kept wherever their ancestors are.
         levels: which levels the method scored.
-        threshold: where the method itself draws the line; 0.0 for log_alpha. None: it only ranks.
+        threshold: where the method itself draws the line. None: it only ranks.
+        learned: are they log_alpha of gates?
         earlier: other scores that the method had on its way and thinks worth a look, at their own threshold.
         other: another reading of what the method found, to be searched like this one; the better of the two on validation data is taken.
         wholes: scores of heads and MLP blocks as wholes, where those in `values` are their descendants'.
@@ -30,6 +31,7 @@ class Scores:
     nodes: NodeSpace
     levels: tuple[str, ...]
     threshold: float | None = None
+    learned: bool = False
     earlier: Scores | None = None
     other: Scores | None = None
     wholes: LevelTensors | None = None

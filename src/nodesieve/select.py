@@ -28,7 +28,6 @@ Measure = Callable[[Sequence[Circuit]], list[Tensor]]  # circuits -> the validat
 GRID_RATIO = 1.02
 WIDTH = 3  # circuits measured in one pass over the data; they share the ablation's part of it
 NEARBY = (1, 4, 16, 64)  # grid points to each side of where a first look puts the crossing that are measured, until it lies between them
-QUICK = 128  # validation examples that are enough for a first look
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,14 @@ from nodesieve.methods.greedy import greedy
 from nodesieve.methods.multigranular import multigranular
 from nodesieve.methods.nested import nested
 from nodesieve.methods.plain import activation_difference, random, weight_magnitude
+from nodesieve.methods.sieve import sieve
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 
 Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
 
 METHODS: dict[str, Method] = {
+    "sieve": sieve,
     "multigranular": multigranular,
     "nested": nested,
     "coarse": coarse,

@@ -14,6 +14,7 @@ from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
+from nodesieve.shrink import Shrunk
 
 # (examples, generator) -> the gate level that each example's moved nodes are held at, (B,)
 GateLevel = Callable[[int, torch.Generator], Tensor]
@@ -53,6 +54,7 @@ def gate_gradients(
     values: Values | None = None,
     gates: LevelTensors | None = None,
     train: Split | None = None,
+    shrunk: Shrunk | None = None,
 ) -> Iterator[list[LevelTensors]]:
     """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
 
@@ -61,6 +63,7 @@ def gate_gradients(
         values: what closed nodes hold; by default the problem's own ablation.
         gates: where gates are, (*shape(level)); by default open.
         train: other examples than those of the training split.
+        shrunk: weights without what `gates` close, whose gates then get no gradient.
     """
     train, nodes, device = train or problem.task["train"], problem.nodes, problem.model.device
     start = {level: x.to(device) for level, x in (gates or nodes.full(1.0)).items()}
@@ -77,7 +80,7 @@ def gate_gradients(
         found, logits, low = [], None, config.memory == "low"
         for number, value in enumerate(values_of, 1):
             if logits is None or low:  # what is computed again can be gone through once
-                logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), recompute=low)
+                logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), shrunk=shrunk, recompute=low)
             total = value(logits, batch, generator).sum()
             gradients = torch.autograd.grad(total, [each[level] for level in levels], retain_graph=not low and number < len(values_of))
             found.append(dict(zip(levels, gradients, strict=True)))

@@ -53,13 +53,13 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6.4, 6.6), layout="constrained")
     kl_axes, open_axes, lambda_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.4, 0.8))
-    kl_axes.plot(steps, _smooth([row["kl"] for row in history]), color=COLOURS[0], label="training, sampled gates (smoothed)")
+    kl_axes.plot(steps, _smooth([row["kl"] for row in history]), color=COLOURS[0], label="training (smoothed)")
     binary = [(row["step"], row["kl_binary"]) for row in history if "kl_binary" in row]
     if binary:
         at, values = zip(*binary, strict=True)
         kl_axes.plot(at, _smooth(values, 0.15), color=COLOURS[2], label="training, binary circuit (smoothed)")
     seen = [(row["step"], row["validation"]["kl"]) for row in history if "validation" in row]
-    kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, binary circuit") if seen else None
+    kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, circuit") if seen else None
     kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
     kl_axes.set(ylabel="KL, nats")
     kl_axes.set_ylim(bottom=0)

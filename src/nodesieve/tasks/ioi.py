@@ -13,12 +13,12 @@ from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
 from nodesieve.tasks.words import FEMALE_NAMES, FURTHER_NAMES, MALE_NAMES, OBJECTS, PLACES
 
 TEMPLATES = (
-    "There were two people at the {place}, {a} and {b}. {s} gave a {object} to",
-    "There were two children in the {place}, {a} and {b}. {s} passed a {object} to",
-    "The two players are {a} and {b}. At the {place}, {s} gave the {object} to",
-    "Two friends, {a} and {b}, went to the {place}. Then {s} gave a {object} to",
-    "Then, {a} and {b} went to the {place}. {s} gave a {object} to",
-    "When {a} and {b} went to the {place}, {s} gave a {object} to",
+    "There were two people at the {place}, {a} and {b}. {s} handed a {object} to",
+    "Two people named {a} and {b} met at the {place}. {s} gave a {object} to",
+    "The two people at the {place} are {a} and {b}. The {object} is passed from {s} to",
+    "In the {place}, {a} and {b} are talking about the {object}. {s} says to",
+    "Two friends, {a} and {b}, are talking at the {place} about a {object}. {s} gives it to",
+    "While {a} and {b} are talking about the {object} at the {place}, {s} says to",
 )
 
 

@@ -32,7 +32,7 @@ MALE_NAMES = tuple(
     Antonio Roberto Paolo Pedro Pablo Diego Carlos Miguel Luis Jorge Fernando Ricardo Eduardo Alberto Rafael Javier Manuel Francisco Andre
     Pierre Jacques Claude Marcel Henri Philippe Antoine Bernard Gilbert Hans Klaus Karl Fritz Heinrich Wilhelm Ludwig Friedrich
     Johann Stefan Lars Erik Olaf Sven Bjorn Magnus Gustav Axel Nils Ahmed Mohammed Ali Omar Hassan Hussein Ibrahim Khalid Yusuf Karim
-    Arjun Vijay Sanjay Ravi Rahul Amit Kumar Hiroshi Kenji Takashi Akira Jim Tim Tom Bob Bill Ben Sam Dan Don Ron Ken Greg Jeff
+    Arjun Vijay Sanjay Ravi Rahul Amit Kumar Hiroshi Kenji Takashi Akira Jim Tim Tom Bob Bill Ben Sam Dan Ron Ken Greg Jeff
     Steve Mike Dave Chris Nick Jake Josh Matt Phil Fred Hank
     Glenn Lloyd Mitch Ross Seth Shane Trevor Travis Wesley Zach Caleb Isaac Abraham
     Joel Levi Eli Ezra Jonah Micah Silas Tobias Theodore Edgar Edwin Ernest Francis Frederick Geoffrey Herbert Herman Horace

@@ -1,0 +1,348 @@
+"""The sieve: from the whole model down, round by round, the nodes go that the circuit of now can best do without, at every level at once.
+
+1. A round asks, over training examples that no round before has had, what closing each kept node would do to this circuit: the gradient g of the
+   KL(full || circuit) to the node's gate, and its Fisher information F, the mean square of the gradient of log p(token drawn from the circuit): the
+   curvature that the KL to the circuit of now has there. Heads are asked as wholes, too; blocks and layers go with the last of their parts.
+   What is known is averaged over the rounds (`MEMORY`): circuits change little, and one neuron's gradient over a few examples is mostly noise.
+2. Nodes go in the order of (`CAUTION` F - g) / price. The price of a node is its level's penalty divided by the nodes of the level, that of a whole
+   is its own and those of all that it would take with it: so levels of any size are weighed against one another. One half of F would be right
+   for one node alone; many go at once, and what they do adds up, so they are charged far more.
+3. How many go is tried out: shares of the price of all that is kept, on some validation examples. The largest share goes whose KL rises by no more
+   than its part of what is left of the budget; all of the split must agree, else a smaller one goes.
+
+So the KL is spent little by little, and no gate is ever between open and closed. This is iterative pruning (cf. Molchanov et al., arXiv 1906.10771;
+Theis et al., arXiv 1801.05787) at all granularities at once, with ablation in place of removal. The order in which nodes went is the score:
+`nodesieve.select` cuts it as it cuts every method's, for the budget or for a size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nodesieve.batches import Batch, Split, mix
+from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal, State, Stopped
+from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.methods.fisher import log_p_of_a_drawn_token
+from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.metrics import upper_bound
+from nodesieve.models import learning_dtype
+from nodesieve.nodes import LevelTensors, up_to
+from nodesieve.problem import Problem
+from nodesieve.scores import Scores, fold_upwards, raise_ancestors
+
+ROUND = 16  # steps: batches of training examples that a round asks
+ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer gets gates
+MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
+CAUTION, MORE_CAUTION = 10.0, 30.0
+FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
+# Times the share of the round before, and caution: what is tried first, and where all of that costs too much.
+WIDER = ((1.7, CAUTION), (1.1, CAUTION), (0.7, CAUTION), (0.45, CAUTION), (0.7, MORE_CAUTION))
+NARROWER = ((0.35, CAUTION), (0.2, CAUTION), (0.2, MORE_CAUTION), (0.08, MORE_CAUTION))
+LOOK = 192  # validation examples for a first look; the rest for what seems good
+REST = 0.01  # of the budget would be left if every round spent its part of what is left
+HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
+LEAST_RISE = 0.01  # of the budget: what a round may always spend
+JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
+NUMBERS = ("round", "idle", "share", "seconds")
+ENOUGH = 4  # rounds in a row in which nothing could go: the end
+
+
+def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+    """Scores by the round in which a node went; what is left stands above 0.
+
+    Raises:
+        Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
+    """
+    run = _Sieve(problem, config)
+    state = journal.load()
+    if state is not None:
+        run.restore(state)
+    began = time.monotonic() - run.seconds
+    while not run.done():
+        try:
+            asked = run.ask(_Round(journal, run))
+        except KeyboardInterrupt:  # the round is begun anew
+            journal.save(run.state())
+            raise Stopped(run.scores()) from None
+        run.learn(asked)
+        spent = run.close()
+        run.seconds = time.monotonic() - began
+        journal.log(
+            {
+                "step": run.step,
+                "loss": asked.loss,
+                "kl": asked.loss,
+                "penalty": {level: run.shares()[level] for level in run.levels},
+                "open": run.shares(),
+                "lambda": spent,
+                "seconds": run.seconds,
+                "validation": {"kl": run.kl, "kl_upper": run.kl_upper, "size": run.circuit.size},
+            }
+        )
+        journal.progress(run.step, config.steps, kl=run.kl, **run.shares())
+        journal.save(run.state())
+        if journal.stopping:
+            raise Stopped(run.scores())
+    return run.scores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """At a circuit: the mean loss, and by level (*shape(level)), on the CPU, d loss / d gate and Fisher information."""
+
+    loss: float
+    gradient: LevelTensors
+    fisher: LevelTensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """The circuit less some nodes, their price, and the order in which they were chosen: from 0 to 1, (*shape(level)); 0 for all others."""
+
+    circuit: Circuit
+    price: float
+    chosen: LevelTensors
+
+
+class _Round(Journal):
+    """Tells a run's journal of the batches of one round; stops when that does."""
+
+    def __init__(self, journal: Journal, run: _Sieve) -> None:
+        super().__init__(stopping=journal.stopping)
+        self._journal, self._run, self._shares = journal, run, run.shares()
+
+    def progress(self, step: int, total: int, **facts: float) -> None:
+        done = self._run.round * self._run.batches + min(self._run.batches * step // total, self._run.batches - 1)
+        self._journal.progress(min(done, self._run.config.steps - 1), self._run.config.steps, kl=self._run.kl, **self._shares)
+        self.stopping = self._journal.stopping
+
+
+class _Sieve:
+    """The circuit of now, what is known of its nodes, and which round took each of those that are gone."""
+
+    def __init__(self, problem: Problem, config: DiscoverConfig) -> None:
+        self.problem, self.config, self.nodes = problem, config, problem.nodes
+        self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+        levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
+        finest = [level for level in levels if level in ASKED]
+        self.scored, self.levels = tuple(levels), tuple(finest or levels)  # all of them, and those that are asked and priced
+        if not self.levels:
+            raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
+        self.circuit = problem.within or Circuit.whole(self.nodes)
+        self.rounds = math.ceil(config.steps / ROUND)
+        self.batches = math.ceil(config.steps / self.rounds)  # a round
+        self.round = self.idle = 0
+        self.share, self.seconds = FIRST, 0.0
+        self.gradient: LevelTensors = {}
+        self.fisher: LevelTensors = {}
+        self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
+        for level in LEVELS:
+            self.went[level][~self.circuit.masks[level]] = -1.0
+        self._set(self._measured(self.circuit))
+
+    def _set(self, kls: Tensor) -> None:
+        """The KL of every validation example, (n,), at the circuit of now."""
+        self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
+
+    @property
+    def step(self) -> int:
+        return min(self.config.steps, self.round * self.batches)
+
+    def done(self) -> bool:
+        small = self.config.keep is not None and self.circuit.size <= self.config.keep
+        return self.round >= self.rounds or self.idle >= ENOUGH or small
+
+    def ask(self, journal: Journal) -> _Asked:
+        """Gradients and Fisher information at the circuit of now, over the next examples."""
+        nodes, train = self.nodes, self._next_examples()
+        sums = [{level: torch.zeros(nodes.shape(level), device=self.learner.model.device) for level in self.levels} for _ in range(2)]
+        losses: list[Tensor] = []
+        loss_of_now = loss_of(self.learner)
+
+        def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+            found = loss_of_now(logits, batch, generator)
+            losses.append(found.detach())
+            return found
+
+        rows = gate_gradients(
+            self.learner,
+            self.config,
+            journal,
+            levels=self.levels,
+            moved=(),
+            gate_level=open_gates,
+            values_of=(loss, log_p_of_a_drawn_token),
+            examples=len(train),
+            gates=self.circuit.gates(),
+            shrunk=self.learner.cut(self.circuit.masks),
+            train=train,
+        )
+        for gradient, score in rows:
+            for level in self.levels:
+                sums[0][level] += gradient[level].sum(0)
+                sums[1][level] += score[level].square().sum(0)
+        gradients, squares = ({level: x.cpu() / len(train) for level, x in total.items()} for total in sums)
+        return _Asked(loss=float(torch.cat(losses).mean()), gradient=gradients, fisher=squares)
+
+    def _next_examples(self) -> Split:
+        """Those of the next round, in an order drawn for each pass over the training examples."""
+        train, wanted = self.problem.task["train"], self.batches * self.config.batch_size
+        places = [divmod(place, len(train)) for place in range(self.round * wanted, (self.round + 1) * wanted)]
+        orders = {epoch: torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, epoch, 11))) for epoch, _ in places}
+        drawn = dict.fromkeys(int(orders[epoch][place]) for epoch, place in places)  # once each
+        return replace(train, examples=tuple(train.examples[i] for i in drawn))
+
+    def learn(self, asked: _Asked) -> None:
+        weight = max(1 - MEMORY, 1 / (1 + self.round))
+        for known, new in ((self.gradient, asked.gradient), (self.fisher, asked.fisher)):
+            for level, x in new.items():
+                known[level] = torch.lerp(known[level], x, weight) if level in known else x
+
+    def close(self) -> float:
+        """What this round can do without goes -> how many nats each unit of price has cost."""
+        room = self.config.kl_budget - self.kl_upper
+        part = max(1 - REST ** (1 / self.rounds), HURRY / (self.rounds - self.round))
+        most = max(min(1.0, part) * abs(room), LEAST_RISE * self.config.kl_budget)
+        if self.config.keep is None:  # on the way to a size, the budget does not hold
+            most = min(most, max(room, 0.0))
+        before, taken = self.kl, None
+        for plan in (WIDER, NARROWER):
+            taken = self._largest([self._cheapest(min(MOST, self.share * factor), caution) for factor, caution in plan], most)
+            if taken is not None:
+                break
+        self.round += 1
+        if taken is None:
+            self.idle, self.share = self.idle + 1, self.share / 2
+            return 0.0
+        self.idle, self.share = 0, min(MOST, taken.price / self._price(self.circuit))
+        self._take(taken)
+        return max(0.0, self.kl - before) / taken.price
+
+    def _largest(self, candidates: Sequence[_Candidate], most: float) -> _Candidate | None:
+        """Of those that raise the KL by no more than `most`, the one that takes the most away; its KL is measured and kept."""
+        looks = self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)
+        rises = [float((kl.cpu() - self.kls[:LOOK]).mean()) for kl in looks]  # on the same examples these vary far less than either KL
+        order = sorted(range(len(candidates)), key=lambda place: -candidates[place].price)
+        for place in [place for place in order if candidates[place].price > 0 and rises[place] <= most]:
+            kls = torch.cat([looks[place].cpu(), self._measured(candidates[place].circuit, skip=LOOK)])
+            fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
+            if fits and float(kls.mean()) - self.kl <= JUMP * most:
+                self._set(kls)
+                return candidates[place]
+        return None
+
+    def _measured(self, circuit: Circuit, *, skip: int = 0) -> Tensor:
+        """The KL of every validation example, (n,), less some at the start."""
+        if skip >= len(self.problem.task["validation"]):
+            return torch.zeros(0)
+        (kls,) = self.learner.losses([circuit], "validation", skip=skip, cut=True)
+        return kls.cpu()
+
+    def _ordered(self, caution: float) -> tuple[Tensor, Tensor]:
+        """Of all kept nodes, level after level, the price, and their places in the order in which they would go."""
+        start, prices = self.circuit.masks, self._prices(self.circuit)
+        price = torch.cat([prices[level][start[level]] for level in self.levels])
+        cost = torch.cat([(caution * self.fisher[level] - self.gradient[level])[start[level]] for level in self.levels])
+        return price, (cost / price).argsort(stable=True)
+
+    def _by_level(self, flat: Tensor) -> LevelTensors:
+        """One value for each kept node, level after level -> (*shape(level)), 0 for all others."""
+        found = {level: torch.zeros(self.nodes.shape(level), dtype=flat.dtype) for level in LEVELS}
+        for level, own in zip(self.levels, flat.split([self.circuit.kept(level) for level in self.levels]), strict=True):  # type: ignore[no-untyped-call]
+            found[level][self.circuit.masks[level]] = own
+        return found
+
+    def _cheapest(self, share: float, caution: float) -> _Candidate:
+        """The circuit less its cheapest nodes, up to a share of its price; one at least."""
+        price, order = self._ordered(caution)
+        most = (1 + 1e-6) * max(share * self._price(self.circuit), float(price.min()))
+        order = order[price[order] <= most]  # a whole that is too large bars nothing behind it
+        order = order[price[order].cumsum(0) <= most]
+        ranks = torch.zeros_like(price)
+        ranks[order] = torch.arange(1, len(order) + 1) / (len(order) + 1)
+        chosen = self._by_level(ranks)
+        circuit = Circuit.of({level: mask & (chosen[level] == 0) for level, mask in self.circuit.masks.items()}, self.nodes)
+        return _Candidate(circuit=circuit, price=self._price(self.circuit) - self._price(circuit), chosen=chosen)
+
+    def _take(self, taken: _Candidate) -> None:
+        gone = {level: self.circuit.masks[level] & ~taken.circuit.masks[level] for level in LEVELS}
+        places = _places(taken.chosen, gone)
+        for level in LEVELS:
+            self.went[level] = torch.where(gone[level], self.round - 1 + places[level], self.went[level])
+        self.circuit = taken.circuit
+
+    def _prices(self, circuit: Circuit) -> LevelTensors:
+        """Of each node with all that lies below it and is kept, (*shape(level)); levels that are not closed cost nothing."""
+        own = {
+            level: circuit.masks[level] * (self.config.penalties[level] / self.nodes.count(level) if level in self.levels else 0.0)
+            for level in LEVELS
+        }
+        return fold_upwards(own, lambda price, below: price + below.sum(-1))
+
+    def _price(self, circuit: Circuit) -> float:
+        return sum(circuit.kept(level) * self.config.penalties[level] / self.nodes.count(level) for level in self.levels)
+
+    def shares(self) -> dict[str, float]:
+        """The share of each level that is kept."""
+        return {level: self.circuit.kept(level) / self.nodes.count(level) for level in self.scored}
+
+    def scores(self) -> Scores:
+        """At most 0 for what is gone, later rounds higher; above 0 what is left, in the order in which it would go."""
+        values = {level: (went - self.round).clamp(max=0.0) for level, went in self.went.items()}
+        kept = sum(self.circuit.kept(level) for level in self.levels)
+        ranks = torch.ones(kept)
+        if self.fisher:
+            _, order = self._ordered(CAUTION)
+            ranks[order] = torch.arange(1, kept + 1) / kept
+        left = self._by_level(ranks)
+        finest = [level for level in self.levels if level in CHILDLESS] or self.levels
+        left = raise_ancestors({level: x if level in finest else torch.zeros_like(x) for level, x in left.items()})
+        for level, mask in self.circuit.masks.items():
+            values[level][mask] = left[level][mask]
+        return Scores(values=values, nodes=self.nodes, levels=self.scored, threshold=0.0)
+
+    def state(self) -> State:
+        groups = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
+        numbers = {"step": self.step, **{name: getattr(self, name) for name in NUMBERS}}
+        numbers |= {"passes": asdict(self.problem.model.passes)}
+        tensors = {f"{group}.{level}": x for group, parts in groups.items() for level, x in parts.items()}
+        return State(tensors={"kls": self.kls, **tensors}, numbers=numbers)
+
+    def restore(self, state: State) -> None:
+        numbers = state.numbers
+        for name in NUMBERS:
+            setattr(self, name, numbers[name])
+        tensors = dict(state.tensors)
+        self._set(tensors.pop("kls"))
+        self.problem.model.passes.forward += numbers["passes"]["forward"]
+        self.problem.model.passes.backward += numbers["passes"]["backward"]
+        groups: dict[str, LevelTensors] = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
+        for name, tensor in tensors.items():
+            group, level = name.split(".")
+            groups[group][level] = tensor
+        self.circuit = Circuit.of({level: went == math.inf for level, went in self.went.items()}, self.nodes)
+
+
+def _places(chosen: LevelTensors, gone: LevelTensors) -> LevelTensors:
+    """When each node that is `gone` went, in (0, 1): those that were `chosen` (above 0) at their own place, or with what lies above them where that
+    went before; a whole of which nothing is left with the last of its parts."""
+    places = {level: x.clone() for level, x in chosen.items()}
+    for name in reversed(list(LEVELS)):  # children come after parents in LEVELS
+        parent = LEVELS[name].parent
+        if parent is not None and places[name].numel():
+            last = torch.maximum(places[parent], places[name].reshape(*places[parent].shape, -1).amax(-1))
+            places[parent] = torch.where(chosen[parent] > 0, places[parent], last)
+    for name, level in LEVELS.items():
+        if level.parent is not None:
+            above = up_to(places[name], places[level.parent].masked_fill(~gone[level.parent], torch.inf))
+            places[name] = torch.minimum(places[name].masked_fill(places[name] == 0, torch.inf), above)
+    return places

@@ -1,0 +1,137 @@
+"""The sieve: what it keeps, in which order the rest went, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.discovery import discover
+from nodesieve.errors import UserError
+from nodesieve.journal import Journal, Stopped
+from nodesieve.levels import LEVELS
+from nodesieve.methods.sieve import ROUND, _places, _Sieve, sieve
+from nodesieve.nodes import LevelTensors
+from nodesieve.problem import Problem, make_problem
+from nodesieve.run import RunJournal
+from planted import PLANTED, planted_model, planted_task
+
+BUDGET = 0.1
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make_problem(planted_model(), planted_task(), DiscoverConfig())
+
+
+def config(**options: Any) -> DiscoverConfig:
+    return make_config({"kl_budget": BUDGET, "batch_size": 8, "steps": 12 * ROUND, "polish": False, **options})
+
+
+def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
+    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_alone_it_finds_the_plant(seed: int) -> None:
+    run = discover(planted_model(), planted_task(seed), config(seed=seed))
+    assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+    assert run.metrics["budget"]["met"]
+    assert run.metrics["steps"] == run.history[-1]["step"] <= 12 * ROUND
+
+
+def test_what_is_left_stands_above_0_and_what_went_later_stands_higher(problem: Problem) -> None:
+    journal = Journal()
+    scores = sieve(problem, config(), journal)
+    assert {level: kept(scores.circuit(0.0), level) for level in PLANTED} == PLANTED
+    rounds = len(journal.history)
+    for number, row in enumerate(journal.history, 1):  # the circuit after each round is cut by the line between it and the next
+        circuit = scores.circuit(float(number - rounds))
+        assert {level: circuit.kept(level) / problem.nodes.count(level) for level in row["open"]} == row["open"]
+
+
+def test_the_line_can_be_drawn_inside_a_round(problem: Problem) -> None:
+    scores = sieve(problem, config(), Journal())
+    lines = torch.cat([scores.values[level].flatten() for level in ("head_dim", "mlp_neuron")]).unique()
+    sizes = [scores.circuit(float(line)).size for line in lines]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 20
+
+
+@pytest.mark.parametrize("stop", [2 * ROUND, 2 * ROUND + 5])  # after a round, and within one, which is begun anew
+def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path, stop: int) -> None:
+    class Stopping(RunJournal):
+        def progress(self, step: int, total: int, **facts: float) -> None:
+            self.stopping = step >= stop
+
+    through = Journal()
+    whole = sieve(problem, config(), through)
+    with pytest.raises(Stopped) as stopped:
+        sieve(problem, config(), Stopping(tmp_path))
+    assert stopped.value.scores.circuit(0.0).size == through.history[1]["validation"]["size"]
+    journal = RunJournal(tmp_path)
+    again = sieve(problem, config(), journal)
+    assert [row["step"] for row in journal.history] == [row["step"] for row in through.history]
+    for level in whole.levels:
+        assert torch.equal(again.values[level], whole.values[level])
+
+
+def test_on_the_way_to_a_size_the_budget_does_not_hold(problem: Problem) -> None:
+    size = 2 / sum(problem.nodes.count(level) for level in ("head_dim", "mlp_neuron"))  # half of what the plant has
+    run = discover(planted_model(), planted_task(), config(keep=size, polish=None))
+    assert 0 < run.circuit.size <= size
+    assert not run.metrics["budget"]["met"]
+
+
+def test_blocks_alone_go_as_wholes(problem: Problem) -> None:
+    scores = sieve(problem, config(levels=["layer", "attention_block", "mlp_block"]), Journal())
+    circuit = scores.circuit(0.0)
+    assert {level: kept(circuit, level) for level in ("attention_block", "mlp_block")} == {
+        level: PLANTED[level] for level in ("attention_block", "mlp_block")
+    }
+    assert circuit.kept("mlp_neuron") == problem.nodes.neurons
+
+
+def test_levels_without_a_penalty_are_left_alone(problem: Problem) -> None:
+    scores = sieve(problem, config(penalties={"mlp_output": 0.0}), Journal())
+    assert "mlp_output" not in scores.levels
+    assert scores.circuit(0.0).kept("mlp_output") == problem.nodes.width
+    with pytest.raises(UserError, match="expects a level whose penalty is above 0"):
+        sieve(problem, config(penalties=dict.fromkeys(LEVELS, 0.0)), Journal())
+
+
+def test_the_price_of_a_head_is_its_own_and_that_of_its_dimensions(problem: Problem) -> None:
+    penalties = {"head": 3.0, "head_dim": 24.0}
+    prices = _Sieve(problem, config(penalties=penalties))._prices(Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[0, 0, 1]])}))
+    heads, dims = problem.nodes.count("head"), problem.nodes.count("head_dim")
+    assert prices["head"][0, 0] == pytest.approx(3 / heads + (problem.nodes.head_dim - 1) * 24 / dims)
+    assert prices["head"][0, 1] == pytest.approx(3 / heads + problem.nodes.head_dim * 24 / dims)
+
+
+def test_no_example_comes_twice_before_all_have_come(problem: Problem) -> None:
+    run = _Sieve(problem, config(batch_size=1))
+    seen: list[Any] = []
+    for number in range(len(problem.task["train"]) // ROUND):
+        run.round = number
+        seen += run._next_examples().examples
+    assert len({id(example) for example in seen}) == len(seen) > 0.9 * len(problem.task["train"])
+
+
+def test_a_node_goes_with_what_lies_above_it_or_what_is_left_of_it(problem: Problem) -> None:
+    nodes = problem.nodes
+
+    def none() -> LevelTensors:
+        return {level: torch.zeros(nodes.shape(level)) for level in LEVELS}
+
+    chosen, gone = none(), {level: torch.zeros(nodes.shape(level), dtype=torch.bool) for level in LEVELS}
+    chosen["head"][0, 1], chosen["head_dim"][0, 1, 0], chosen["head_dim"][0, 1, 1] = 0.5, 0.25, 0.75
+    chosen["head_dim"][0, 2] = torch.tensor([0.1, 0.2, 0.3, 0.9])
+    gone["head"][0, 1:], gone["head_dim"][0, 1:] = True, True
+    places = _places(chosen, gone)
+    assert places["head"][0, 1:].tolist() == pytest.approx([0.5, 0.9])
+    assert places["head_dim"][0, 1].tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    assert places["head_dim"][0, 2].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.9])
