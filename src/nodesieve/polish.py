@@ -8,7 +8,7 @@ those of another. Here parts of the circuit are closed on validation data alone,
 3. in a small circuit, single nodes.
 
 A stage looks at what closing each part alone does to the KL on a few examples, and closes as many of the cheapest together as may go: those that
-leave the KL where it is, and in the last stages whatever the budget allows. Each stage is done over until nothing more goes, at most `AGAIN` times.
+leave the KL where it is, and in the last stages whatever the budget allows. Each stage is done over until little or nothing more goes.
 
 Looks are at part of the validation data, on the copy of the model that is learned on; what is closed is measured on all of it in the model's own
 dtype.
@@ -37,6 +37,7 @@ PARTS = (1 / 2, 1 / 6, 1 / 16)  # of the kept nodes of one level in one layer
 FEW = 32  # validation examples that say in which order parts go
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
+LITTLE = 0.01  # of the circuit: a pass over small parts that closes less is the last of its stage
 NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
 
@@ -68,9 +69,12 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     began = time.monotonic() - (state.numbers["seconds"] if state is not None and first else 0.0)
     for number, stage in enumerate(stages[first:], first):
         for _ in range(AGAIN):
+            before = polisher.now.circuit
             if not polisher.go_through(stage, journal):
                 break
             journal.say(f"polishing: {100 * polisher.now.circuit.size:.1f}% of the leaves, validation KL {polisher.now.kl:.3f}")
+            if stage.share is not None and polisher.now.circuit.size > (1 - LITTLE) * before.size:
+                break
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)
     return polisher.now, time.monotonic() - began
 
@@ -110,7 +114,7 @@ class _Polisher:
             rises = self._rises([_less(start, order[:count]) for count in middle], first=QUICK)
             for count, rise in zip(middle, rises, strict=True):
                 low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
-        return any(count and self._closed(_less(start, order[:count]), most=most) for count in (low, low // 2, low // 4))
+        return any(count and self._closed(_less(start, order[:count]), most=most) for count in (low, low // 2))
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
