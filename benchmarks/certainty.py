@@ -1,7 +1,7 @@
 """How certain the full model is of its answer after each IOI template: what the templates were chosen by.
 
 Prints, for each template of `ioi` and for the prompts of other words, the mean probability of the right name, the share of prompts in which it
-is the likeliest token, and the mean entropy of the next token in nats; on training names of seed 0, 64 prompts a template. The same
+is the likeliest token, and the mean entropy of the next token in nats; on training names of seed 0, 256 prompts a template. The same
 for templates of your own.
 
     python benchmarks/certainty.py
@@ -11,6 +11,8 @@ for templates of your own.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +22,10 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.tasks import ioi
-from nodesieve.tasks.base import Task, build
+from nodesieve.tasks.base import SPLITS, SplitName, Task, build
 from nodesieve.tasks.encode import is_one_token
 
-EXAMPLES = 64
+EXAMPLES = 256
 OTHER_WORDS = Path(__file__).parent / "data" / "ioi_other_words.jsonl"
 
 
@@ -42,22 +44,13 @@ def main() -> None:
 
 def of_template(loaded: LoadedModel, template: str) -> Task:
     """The IOI task of one template."""
-
-    before, ioi.TEMPLATES = ioi.TEMPLATES, (template,)
-    try:
-        return build(
-            ioi.IOI,
-            is_token=lambda text: is_one_token(loaded.tokenizer, text),
-            seed=0,
-            sizes=dict.fromkeys(("train", "validation", "test"), EXAMPLES),
-        )
-    finally:
-        ioi.TEMPLATES = before
+    one = replace(ioi.IOI, example=partial(ioi.example, templates=(template,)))
+    return build(one, is_token=partial(is_one_token, loaded.tokenizer), seed=0, sizes=dict.fromkeys(SPLITS, EXAMPLES))
 
 
 @torch.no_grad()
-def line(loaded: LoadedModel, name: str, task: Task, split: str) -> str:
-    problem = make_problem(loaded, task, DiscoverConfig(force=True))
+def line(loaded: LoadedModel, name: str, task: Task, split: SplitName) -> str:
+    problem = make_problem(loaded, task, DiscoverConfig(force=True), splits=(split,))
     rows = []
     for batch in problem.task[split].batches(32):
         p = problem.model.logits(batch.clean).softmax(-1)

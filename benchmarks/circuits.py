@@ -26,7 +26,7 @@ from nodesieve.run import read_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CURVES = HERE.parent / "docs" / "curves"
-# task:seed, with :budget where it is not the default, and :unpolished where that is asked for
+# task:seed, with :budget where it is not the default
 PLAN = (
     *("ioi:0", "ioi:1", "ioi:2"),
     *("greater_than:0", "greater_than:0:0.15", "gendered_pronoun:0", "gendered_pronoun:0:0.15"),
@@ -38,7 +38,7 @@ LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET[:unpolished]]")
+    parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET]")
     parser.add_argument("--collect", action="store_true", help="run nothing, write the table of what is there")
     parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
     options = parser.parse_args()
@@ -52,8 +52,7 @@ def main() -> None:
     (RESULTS / "circuits.md").write_text(markdown(result), "utf-8")
     fill(HERE.parent / "docs" / "results.md", markdown(result))
     for name in here:
-        if not name.endswith("unpolished"):  # learned alike
-            draw(name, runs=options.runs)
+        draw(name, runs=options.runs)
     print(markdown(result))
 
 
@@ -83,10 +82,10 @@ def directory(name: str, runs: Path) -> Path:
 
 def discover(name: str, *, runs: Path, flags: list[str]) -> None:
     out = directory(name, runs)
-    task, seed, *changed = name.split(":")
+    task, seed, *budget = name.split(":")
     if not (out / "metrics.json").is_file():
         unfinished = (out / "checkpoint.safetensors").is_file()
-        own = [part for value in changed for part in (["--no-polish"] if value == "unpolished" else ["--kl-budget", value])]
+        own = [part for value in budget for part in ("--kl-budget", value)]
         call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *own, *flags]))
     if task == "ioi" and not (out / "other_words.json").is_file():
         measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", capture=True)

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nodesieve.circuit import Circuit
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
 from nodesieve.tasks.base import Example, Task
@@ -111,6 +112,10 @@ def planted_task(seed: int = 0, *, about: int = 0) -> Task:
         examples.append(Example(clean=f"{x} {y} ?", corrupted=f"{other_x} {other_y} ?", answers=(right,), distractors=(wrong,)))
     rng.shuffle(examples)
     return Task(name="planted", splits={"train": tuple(examples[:80]), "validation": tuple(examples[80:112]), "test": tuple(examples[112:])})
+
+
+def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
+    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
 
 
 def all_nodes(nodes: NodeSpace, level: str) -> list[tuple[int, ...]]:

@@ -17,13 +17,9 @@ from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.problem import Problem, make_problem
-from planted import PLANTED, all_nodes, planted_model, planted_task
+from planted import PLANTED, all_nodes, kept, planted_model, planted_task
 
 BUDGET = 0.1
-
-
-def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
-    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
 
 
 def assert_planted(problem: Problem, planted: Mapping[str, set[tuple[int, ...]]]) -> None:

@@ -20,7 +20,7 @@ from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
 from nodesieve.select import Selection
-from planted import PLANTED, planted_model, planted_task
+from planted import PLANTED, kept, planted_model, planted_task
 
 BUDGET = 0.1
 CONFIG = make_config({"kl_budget": BUDGET, "batch_size": 8})
@@ -37,10 +37,6 @@ def selected(problem: Problem, circuit: Circuit, levels: tuple[str, ...] = DEFAU
     (kl,) = problem.losses([circuit], "validation")
     upper = upper_bound(kl)
     return Selection(circuit=circuit, scores=scores, threshold=0.5, kl=float(kl.mean()), kl_upper=upper, met=upper <= BUDGET)
-
-
-def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
-    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
 
 
 def test_from_the_whole_model_down_to_the_plant(problem: Problem) -> None:

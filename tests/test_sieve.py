@@ -18,7 +18,7 @@ from nodesieve.methods.sieve import ROUND, _places, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
-from planted import PLANTED, planted_model, planted_task
+from planted import PLANTED, kept, planted_model, planted_task
 
 BUDGET = 0.1
 
@@ -30,10 +30,6 @@ def problem() -> Problem:
 
 def config(**options: Any) -> DiscoverConfig:
     return make_config({"kl_budget": BUDGET, "batch_size": 8, "steps": 12 * ROUND, "polish": False, **options})
-
-
-def kept(circuit: Circuit, level: str) -> set[tuple[int, ...]]:
-    return {tuple(index) for index in circuit.masks[level].nonzero().tolist()}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

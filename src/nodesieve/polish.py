@@ -51,6 +51,7 @@ class _Stage:
     levels: tuple[str, ...]
     share: float | None  # of a level's nodes in a layer; None: one by one
     spending: bool
+    if_few: bool = False  # only in a small circuit
 
 
 def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> tuple[Selection, float]:
@@ -85,7 +86,7 @@ def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
         yield _Stage(levels=tuple(level for level in wholes if level in levels), share=None, spending=not childless)
     for share in PARTS:
         yield _Stage(levels=childless, share=share, spending=share == PARTS[-1])
-    yield _Stage(levels=childless, share=None, spending=True)
+    yield _Stage(levels=childless, share=None, spending=True, if_few=True)
 
 
 class _Polisher:
@@ -99,8 +100,9 @@ class _Polisher:
         """Close as much as may go -> has anything gone?"""
         parts = list(self._parts(stage))
         start, costs = self.now.circuit, []
+        own = self._look([start], first=FEW) if parts else []
         for place in range(0, len(parts), WIDTH):
-            costs += self._rises([_less(start, [part]) for part in parts[place : place + WIDTH]], first=FEW)
+            costs += self._rises([_less(start, [part]) for part in parts[place : place + WIDTH]], *own)
             journal.progress(len(costs), len(parts))
             if journal.stopping:
                 raise KeyboardInterrupt
@@ -109,9 +111,10 @@ class _Polisher:
         worth = [rise / len(index) for rise, (_, index) in zip(costs, parts, strict=True)]
         order = [parts[place] for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
         low, high = 0, len(order) + 1  # as many of the cheapest as may go: `low` may, `high` may not
+        own = self._look([start], first=QUICK) if order else []
         while high - low > 1:
             middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
-            rises = self._rises([_less(start, order[:count]) for count in middle], first=QUICK)
+            rises = self._rises([_less(start, order[:count]) for count in middle], *own)
             for count, rise in zip(middle, rises, strict=True):
                 low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
         return any(count and self._closed(_less(start, order[:count]), most=most) for count in (low, low // 2))
@@ -119,9 +122,8 @@ class _Polisher:
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
         if stage.share is None:
-            few = sum(int(masks[level].sum()) for level in stage.levels) <= SINGLES
-            for level in stage.levels if few or not set(stage.levels) <= set(CHILDLESS) else ():
-                yield from ((level, index.unsqueeze(0)) for index in masks[level].nonzero())
+            singles = [(level, index.unsqueeze(0)) for level in stage.levels for index in masks[level].nonzero()]
+            yield from singles if not stage.if_few or len(singles) <= SINGLES else ()
             return
         for level in stage.levels:
             for layer in range(self.problem.nodes.layers):
@@ -132,10 +134,13 @@ class _Polisher:
                     lowest = kept[values.argsort(stable=True)[:count]]
                     yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
-    def _rises(self, circuits: Sequence[Circuit], *, first: int) -> list[float]:
-        """How much the KL rises on the first validation examples: a difference on the same examples varies far less than either KL."""
-        own, *kls = self.learner.losses([self.now.circuit, *circuits], "validation", first=first, cut=True)
-        return [float((kl - own).mean()) for kl in kls]
+    def _look(self, circuits: Sequence[Circuit], *, first: int) -> list[Tensor]:
+        return self.learner.losses(circuits, "validation", first=first, cut=True)
+
+    def _rises(self, circuits: Sequence[Circuit], own: Tensor) -> list[float]:
+        """How much the KL rises on the validation examples of which `own` holds that of now: a difference on the same examples varies far less
+        than either KL."""
+        return [float((kl - own).mean()) for kl in self._look(circuits, first=len(own))]
 
     def _closed(self, circuit: Circuit, *, most: float) -> bool:
         """Go on with it if all of the validation data allows it."""

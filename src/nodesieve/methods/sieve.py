@@ -64,31 +64,36 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """
     run = _Sieve(problem, config)
     state = journal.load()
-    if state is not None:
+    if state is None:
+        run.begin()
+    else:
         run.restore(state)
     began = time.monotonic() - run.seconds
     while not run.done():
         try:
             asked = run.ask(_Round(journal, run))
-        except KeyboardInterrupt:  # the round is begun anew
-            journal.save(run.state())
+        except KeyboardInterrupt:
+            if not journal.stopping:
+                raise
+            journal.save(run.state())  # the round is begun anew
             raise Stopped(run.scores()) from None
         run.learn(asked)
         spent = run.close()
         run.seconds = time.monotonic() - began
+        shares = run.shares()
         journal.log(
             {
                 "step": run.step,
                 "loss": asked.loss,
                 "kl": asked.loss,
-                "penalty": {level: run.shares()[level] for level in run.levels},
-                "open": run.shares(),
+                "penalty": {level: shares[level] for level in run.levels},
+                "open": shares,
                 "lambda": spent,
                 "seconds": run.seconds,
                 "validation": {"kl": run.kl, "kl_upper": run.kl_upper, "size": run.circuit.size},
             }
         )
-        journal.progress(run.step, config.steps, kl=run.kl, **run.shares())
+        journal.progress(run.step, config.steps, kl=run.kl, **shares)
         journal.save(run.state())
         if journal.stopping:
             raise Stopped(run.scores())
@@ -147,6 +152,9 @@ class _Sieve:
         self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
         for level in LEVELS:
             self.went[level][~self.circuit.masks[level]] = -1.0
+
+    def begin(self) -> None:
+        """Measure what there is."""
         self._set(self._measured(self.circuit))
 
     def _set(self, kls: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib import rc_context
@@ -53,11 +54,11 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6.4, 6.6), layout="constrained")
     kl_axes, open_axes, lambda_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.4, 0.8))
-    kl_axes.plot(steps, _smooth([row["kl"] for row in history]), color=COLOURS[0], label="training (smoothed)")
+    kl_axes.plot(steps, _smooth(steps, [row["kl"] for row in history]), color=COLOURS[0], label="training (smoothed)")
     binary = [(row["step"], row["kl_binary"]) for row in history if "kl_binary" in row]
     if binary:
         at, values = zip(*binary, strict=True)
-        kl_axes.plot(at, _smooth(values, 0.15), color=COLOURS[2], label="training, binary circuit (smoothed)")
+        kl_axes.plot(at, _smooth(at, values, memory=0.96), color=COLOURS[2], label="training, binary circuit (smoothed)")
     seen = [(row["step"], row["validation"]["kl"]) for row in history if "validation" in row]
     kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, circuit") if seen else None
     kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
@@ -103,10 +104,12 @@ def circuit_sizes(sizes: Mapping[str, tuple[float, bool]]) -> str:
     return _svg(figure, "Leaves kept by the smallest circuit of each method")
 
 
-def _smooth(values: Sequence[float], weight: float = 0.1) -> list[float]:
-    out: list[float] = []
-    for value in values:
-        out.append(value if not out else (1 - weight) * out[-1] + weight * value)
+def _smooth(steps: Sequence[int], values: Sequence[float], memory: float = 0.9) -> list[float]:
+    """`memory`: what a value weighs after one more step."""
+    out = list(values[:1])
+    for (before, now), value in zip(pairwise(steps), values[1:], strict=True):
+        old = memory ** (now - before)
+        out.append(old * out[-1] + (1 - old) * value)
     return out
 
 

@@ -8,6 +8,7 @@ expects a name more than anything else, so that the behaviour, not the rest of t
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from nodesieve.tasks.base import Builtin, Example, IsToken, Pools
 from nodesieve.tasks.words import FEMALE_NAMES, FURTHER_NAMES, MALE_NAMES, OBJECTS, PLACES
@@ -34,8 +35,8 @@ def further(is_token: IsToken) -> Pools:
     return {"name": [name for name in FURTHER_NAMES if is_token(" " + name)]}
 
 
-def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
-    template = rng.choice(TEMPLATES)
+def example(rng: random.Random, words: Pools, is_token: IsToken, templates: Sequence[str] = TEMPLATES) -> Example:
+    template = rng.choice(templates)
     subject, other, *strangers = rng.sample(words["name"], 5)
     a, b = rng.choice([(subject, other), (other, subject)])
     setting = {"place": rng.choice(words["place"]), "object": rng.choice(words["object"])}
