@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
-from nodesieve.methods.sieve import ROUND, _places, _Sieve, sieve
+from nodesieve.methods.sieve import MOST, ROUND, _Candidate, _Look, _places, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
@@ -74,6 +76,31 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Pa
     assert [row["step"] for row in journal.history] == [row["step"] for row in through.history]
     for level in whole.levels:
         assert torch.equal(again.values[level], whole.values[level])
+
+
+@pytest.mark.parametrize(("allowed", "times"), [(0.9, 2.0), (0.495, 1.4), (0.36, 1.0), (0.2, 0.45), (0.03, None)])
+def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, allowed: float, times: float | None
+) -> None:
+    """Where a share costs what it is, and caution 90 less than all others."""
+
+    def cheapest(run: _Sieve, share: float, caution: float) -> _Candidate:
+        return _Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(caution)})
+
+    def look(run: _Sieve, candidates: Sequence[_Candidate]) -> list[_Look]:
+        costs = [one.price * (1 + abs(math.log(float(one.chosen["head"]) / 90))) for one in candidates]
+        return [_Look(candidate=one, kls=torch.zeros(0), rise=cost) for one, cost in zip(candidates, costs, strict=True)]
+
+    monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
+    monkeypatch.setattr(_Sieve, "_look", look)
+    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    run = _Sieve(problem, config())
+    run.share = 0.35
+    run._taken(10.0)
+    assert run.caution == 30.0
+    taken = run._taken(allowed)
+    assert run.caution == 90.0
+    assert (taken and taken.price) == (times and pytest.approx(min(MOST, 0.35 * times)))
 
 
 def test_on_the_way_to_a_size_the_budget_does_not_hold(problem: Problem) -> None:

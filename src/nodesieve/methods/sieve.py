@@ -4,11 +4,12 @@
    KL(full || circuit) to the node's gate, and its Fisher information F, the mean square of the gradient of log p(token drawn from the circuit): the
    curvature that the KL to the circuit of now has there. Heads are asked as wholes, too; blocks and layers go with the last of their parts.
    What is known is averaged over the rounds (`MEMORY`): circuits change little, and one neuron's gradient over a few examples is mostly noise.
-2. Nodes go in the order of (`CAUTION` F - g) / price. The price of a node is its level's penalty divided by the nodes of the level, that of a whole
+2. Nodes go in the order of (caution F - g) / price. The price of a node is its level's penalty divided by the nodes of the level, that of a whole
    is its own and those of all that it would take with it: so levels of any size are weighed against one another. One half of F would be right
    for one node alone; many go at once, and what they do adds up, so they are charged far more.
-3. How many go is tried out: shares of the price of all that is kept, on some validation examples. The largest share goes whose KL rises by no more
-   than its part of what is left of the budget; all of the split must agree, else a smaller one goes.
+3. How much more, and how many go, is tried out on some validation examples: a third of the caution of the round before, the same and thrice that;
+   then, at the best of them, shares of the price of all that is kept. The largest share goes whose KL rises by no more than its part of what is left
+   of the budget; all of the split must agree, else a smaller one goes.
 
 So the KL is spent little by little, and no gate is ever between open and closed. This is iterative pruning (cf. Molchanov et al., arXiv 1906.10771;
 Theis et al., arXiv 1801.05787) at all granularities at once, with ablation in place of removal. The order in which nodes went is the score:
@@ -42,17 +43,16 @@ from nodesieve.scores import Scores, fold_upwards, raise_ancestors
 ROUND = 16  # steps: batches of training examples that a round asks
 ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer gets gates
 MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
-CAUTION, MORE_CAUTION = 10.0, 30.0
+CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
+TIMES = (1 / 3, 1.0, 3.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
-# Times the share of the round before, and caution: what is tried first, and where all of that costs too much.
-WIDER = ((1.7, CAUTION), (1.1, CAUTION), (0.7, CAUTION), (0.45, CAUTION), (0.7, MORE_CAUTION))
-NARROWER = ((0.35, CAUTION), (0.2, CAUTION), (0.2, MORE_CAUTION), (0.08, MORE_CAUTION))
+WIDER, NARROWER = (2.0, 1.4), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
 LOOK = 192  # validation examples for a first look; the rest for what seems good
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
-NUMBERS = ("round", "idle", "share", "seconds")
+NUMBERS = ("round", "idle", "share", "caution", "seconds")
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
 
@@ -118,6 +118,15 @@ class _Candidate:
     chosen: LevelTensors
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A candidate's KL on the first validation examples, (n,), and by how much it is above that of now."""
+
+    candidate: _Candidate
+    kls: Tensor
+    rise: float
+
+
 class _Round(Journal):
     """Tells a run's journal of the batches of one round; stops when that does."""
 
@@ -146,7 +155,7 @@ class _Sieve:
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.idle = 0
-        self.share, self.seconds = FIRST, 0.0
+        self.share, self.caution, self.seconds = FIRST, CAUTION, 0.0
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
         self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
@@ -222,11 +231,7 @@ class _Sieve:
         most = max(min(1.0, part) * abs(room), LEAST_RISE * self.config.kl_budget)
         if self.config.keep is None:  # on the way to a size, the budget does not hold
             most = min(most, max(room, 0.0))
-        before, taken = self.kl, None
-        for plan in (WIDER, NARROWER):
-            taken = self._largest([self._cheapest(min(MOST, self.share * factor), caution) for factor, caution in plan], most)
-            if taken is not None:
-                break
+        before, taken = self.kl, self._taken(most)
         self.round += 1
         if taken is None:
             self.idle, self.share = self.idle + 1, self.share / 2
@@ -235,18 +240,32 @@ class _Sieve:
         self._take(taken)
         return max(0.0, self.kl - before) / taken.price
 
-    def _largest(self, candidates: Sequence[_Candidate], most: float) -> _Candidate | None:
-        """Of those that raise the KL by no more than `most`, the one that takes the most away; its KL is measured and kept."""
-        looks = self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)
-        rises = [float((kl.cpu() - self.kls[:LOOK]).mean()) for kl in looks]  # on the same examples these vary far less than either KL
-        order = sorted(range(len(candidates)), key=lambda place: -candidates[place].price)
-        for place in [place for place in order if candidates[place].price > 0 and rises[place] <= most]:
-            kls = torch.cat([looks[place].cpu(), self._measured(candidates[place].circuit, skip=LOOK)])
-            fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
-            if fits and float(kls.mean()) - self.kl <= JUMP * most:
-                self._set(kls)
-                return candidates[place]
+    def _taken(self, most: float) -> _Candidate | None:
+        """What goes: at the caution that costs least, the largest share that raises the KL by no more than `most`."""
+        cautions = [min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES]
+        looks = self._look([self._cheapest(self.share, caution) for caution in cautions])
+        best = min(range(len(looks)), key=lambda place: looks[place].rise)
+        self.caution = cautions[best]
+        for factors in (WIDER, NARROWER)[looks[best].rise > most :]:
+            others = self._look([self._cheapest(min(MOST, self.share * factor), self.caution) for factor in factors])
+            for look in sorted([*others, looks[best]], key=lambda look: -look.candidate.price):
+                if look.candidate.price > 0 and look.rise <= most and self._agreed(look, most):
+                    return look.candidate
         return None
+
+    def _look(self, candidates: Sequence[_Candidate]) -> list[_Look]:
+        kls = self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)
+        own = self.kls[:LOOK]  # on the same examples differences vary far less than either KL
+        return [_Look(candidate=one, kls=kl.cpu(), rise=float((kl.cpu() - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
+
+    def _agreed(self, look: _Look, most: float) -> bool:
+        """Whether all of the validation data allows it, too; if so, its KL is kept."""
+        kls = torch.cat([look.kls, self._measured(look.candidate.circuit, skip=LOOK)])
+        fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
+        if fits and float(kls.mean()) - self.kl <= JUMP * most:
+            self._set(kls)
+            return True
+        return False
 
     def _measured(self, circuit: Circuit, *, skip: int = 0) -> Tensor:
         """The KL of every validation example, (n,), less some at the start."""
@@ -309,7 +328,7 @@ class _Sieve:
         kept = sum(self.circuit.kept(level) for level in self.levels)
         ranks = torch.ones(kept)
         if self.fisher:
-            _, order = self._ordered(CAUTION)
+            _, order = self._ordered(self.caution)
             ranks[order] = torch.arange(1, kept + 1) / kept
         left = self._by_level(ranks)
         finest = [level for level in self.levels if level in CHILDLESS] or self.levels
