@@ -78,11 +78,9 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Pa
         assert torch.equal(again.values[level], whole.values[level])
 
 
-@pytest.mark.parametrize(("allowed", "times"), [(0.9, 2.0), (0.495, 1.4), (0.36, 1.0), (0.2, 0.45), (0.03, None)])
-def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch, allowed: float, times: float | None
-) -> None:
-    """Where a share costs what it is, and caution 90 less than all others."""
+@pytest.fixture
+def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
+    """A share of 0.35, where a share costs what it is, and caution 90 less than all others."""
 
     def cheapest(run: _Sieve, share: float, caution: float) -> _Candidate:
         return _Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(caution)})
@@ -93,14 +91,28 @@ def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
     monkeypatch.setattr(_Sieve, "_look", look)
-    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
     run = _Sieve(problem, config())
     run.share = 0.35
-    run._taken(10.0)
-    assert run.caution == 30.0
-    taken = run._taken(allowed)
-    assert run.caution == 90.0
+    return run
+
+
+@pytest.mark.parametrize(("allowed", "times"), [(0.9, 2.0), (0.495, 1.4), (0.36, 1.0), (0.2, 0.45), (0.03, None)])
+def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
+    made_up: _Sieve, monkeypatch: pytest.MonkeyPatch, allowed: float, times: float | None
+) -> None:
+    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    made_up._taken(10.0)
+    assert made_up.caution == 30.0
+    taken = made_up._taken(allowed)
+    assert made_up.caution == 90.0
     assert (taken and taken.price) == (times and pytest.approx(min(MOST, 0.35 * times)))
+
+
+def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[float] = []
+    monkeypatch.setattr(_Sieve, "_agreed", lambda _, look, most: measured.append(look.candidate.price))
+    assert made_up._taken(10.0) is None
+    assert measured == pytest.approx([MOST, *(0.35 * times for times in (1.4, 1.0, 0.7, 0.45, 0.25, 0.1))])
 
 
 def test_on_the_way_to_a_size_the_budget_does_not_hold(problem: Problem) -> None:

@@ -242,21 +242,27 @@ class _Sieve:
 
     def _taken(self, most: float) -> _Candidate | None:
         """What goes: at the caution that costs least, the largest share that raises the KL by no more than `most`."""
-        cautions = [min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES]
+        cautions = list(dict.fromkeys(min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES))
         looks = self._look([self._cheapest(self.share, caution) for caution in cautions])
-        best = min(range(len(looks)), key=lambda place: looks[place].rise)
-        self.caution = cautions[best]
-        for factors in (WIDER, NARROWER)[looks[best].rise > most :]:
-            others = self._look([self._cheapest(min(MOST, self.share * factor), self.caution) for factor in factors])
-            for look in sorted([*others, looks[best]], key=lambda look: -look.candidate.price):
-                if look.candidate.price > 0 and look.rise <= most and self._agreed(look, most):
-                    return look.candidate
+        first, self.caution = min(zip(looks, cautions, strict=True), key=lambda pair: pair[0].rise)
+        wider = self._largest([*self._look_at_shares(WIDER), first], most) if first.rise <= most else None
+        return wider or self._largest(self._look_at_shares(NARROWER), most)
+
+    def _largest(self, looks: Sequence[_Look], most: float) -> _Candidate | None:
+        """Of those that raise the KL by no more than `most`, the one that takes the most away."""
+        for look in sorted(looks, key=lambda look: -look.candidate.price):
+            if look.candidate.price > 0 and look.rise <= most and self._agreed(look, most):
+                return look.candidate
         return None
 
+    def _look_at_shares(self, factors: Sequence[float]) -> list[_Look]:
+        shares = dict.fromkeys(min(MOST, self.share * factor) for factor in factors)
+        return self._look([self._cheapest(share, self.caution) for share in shares])
+
     def _look(self, candidates: Sequence[_Candidate]) -> list[_Look]:
-        kls = self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)
+        kls = [kl.cpu() for kl in self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)]
         own = self.kls[:LOOK]  # on the same examples differences vary far less than either KL
-        return [_Look(candidate=one, kls=kl.cpu(), rise=float((kl.cpu() - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
+        return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
 
     def _agreed(self, look: _Look, most: float) -> bool:
         """Whether all of the validation data allows it, too; if so, its KL is kept."""
