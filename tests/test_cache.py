@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from nodesieve.ablations import LAYER_PLACES, Activations, Corrupted
+from nodesieve.ablations import LAYER_PLACES, Corrupted
 from nodesieve.batches import EncodedExample, PaddingSide, Split
-from nodesieve.cache import TrainingCache
+from nodesieve.cache import VALIDATION, remember_validation, training_cache
+from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.gated_model import GatedModel
 from nodesieve.problem import Problem
@@ -35,12 +36,12 @@ def config(**options: object) -> DiscoverConfig:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("levels", ["layer,head", "layer,embedding"])
-def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSide, levels: str) -> None:
+@pytest.mark.parametrize("embedding", [False, True])
+def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSide, embedding: bool) -> None:
     problem = make_problem(side=side)
-    cache = TrainingCache(problem, config(levels=levels), tmp_path)
+    cache = training_cache(problem, config(), tmp_path)
     gates = {level: torch.rand(problem.nodes.shape(level), generator=torch.Generator().manual_seed(1)) for level in problem.nodes.full(1.0)}
-    if "embedding" not in levels:
+    if not embedding:
         gates["embedding"] = torch.ones(1)
     for index in ([0, 1, 2], [3, 4, 5]):
         batch = problem.task["train"].batch(index)
@@ -52,12 +53,14 @@ def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSid
     for index in ([5, 1, 0], [2, 3, 4], [4, 0, 2]):  # other batches, padded otherwise
         batch = problem.task["train"].batch(index)
         values = cache.values(batch)
-        assert isinstance(values, Activations)
+        assert isinstance(values, Corrupted)
+        assert values.held is not None
         truth = problem.model.record(batch.corrupted)  # type: ignore[arg-type]
         real = batch.clean.attention_mask.bool()
-        for place in LAYER_PLACES:
-            for layer in range(problem.nodes.layers):
-                torch.testing.assert_close(getattr(values, place)[layer][real], getattr(truth, place)[layer][real], rtol=1e-2, atol=1e-4)
+        for layer in range(problem.nodes.layers):
+            held = values.held(layer, 0)
+            for place in LAYER_PLACES:
+                torch.testing.assert_close(getattr(held, place)[layer][real], getattr(truth, place)[layer][real], rtol=1e-2, atol=1e-4)
         torch.testing.assert_close(cache.answers(batch), problem.model.logits(batch.clean), atol=1e-5, rtol=1e-4)
         got = problem.model.gated_logits(batch.clean, gates, values)
         torch.testing.assert_close(got, problem.model.gated_logits(batch.clean, gates, truth), rtol=2e-2, atol=1e-2)
@@ -68,11 +71,11 @@ def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSid
 def test_a_limit_too_low_for_activations_keeps_answers_and_one_of_zero_nothing(tmp_path: Path) -> None:
     problem = make_problem()
     batch = problem.task["train"].batch([0, 1, 2])
-    everything = TrainingCache(problem, config(), tmp_path)
+    everything = training_cache(problem, config(), tmp_path)
     problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), everything.values(batch))
     everything.answers(batch)
-    for limit, answers in ((everything.bytes * 1e-9, True), (0.0, False)):
-        cache = TrainingCache(problem, config(cache_limit=limit), tmp_path)
+    for limit, answers in ((everything.bytes / (1 - VALIDATION) * 1e-9, True), (0.0, False)):
+        cache = training_cache(problem, config(cache_limit=limit), tmp_path)
         for _ in range(2):
             values = cache.values(batch)
             assert isinstance(values, Corrupted)
@@ -84,16 +87,29 @@ def test_a_limit_too_low_for_activations_keeps_answers_and_one_of_zero_nothing(t
 
 def test_examples_that_come_up_once_are_not_kept(tmp_path: Path) -> None:
     problem = make_problem()
-    cache = TrainingCache(problem, config(steps=2), tmp_path)
+    cache = training_cache(problem, config(steps=2), tmp_path)
     batch = problem.task["train"].batch([0, 1, 2])
     problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), cache.values(batch))
     cache.answers(batch)
     assert cache.bytes == 0
 
 
+def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> None:
+    problem = make_problem()
+    remember_validation(problem, config(), tmp_path)
+    circuits = [Circuit.whole(problem.nodes).without({"head": torch.tensor([[layer, 0]])}) for layer in range(2)]
+    truth = problem.losses(circuits, "validation", cut=True)
+    for first, corrupted in ((3, 3), (6, 6), (2, 0), (6, 0)):
+        before = problem.model.passes.forward
+        looks = problem.looks(circuits, "validation", first=first)
+        assert problem.model.passes.forward - before == first * len(circuits) + corrupted
+        for look, kl in zip(looks, truth, strict=True):
+            torch.testing.assert_close(look, kl[:first], rtol=5e-2, atol=1e-4)
+
+
 def test_experts_are_computed_anew(tmp_path: Path) -> None:
     problem = make_problem("mixtral")
-    cache = TrainingCache(problem, config(), tmp_path)
+    cache = training_cache(problem, config(), tmp_path)
     batch = problem.task["train"].batch([0, 1, 2])
     for _ in range(2):
         values = cache.values(batch)

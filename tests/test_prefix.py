@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Tokens
-from nodesieve.cache import TrainingCache
+from nodesieve.cache import training_cache
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.prefix import common_start
@@ -60,15 +61,23 @@ def test_gradients_are_those_of_the_whole_prompts(any_model: GatedModel) -> None
 
 def test_what_is_remembered_begins_where_prompts_differ(tmp_path: Path) -> None:
     problem = make_problem(same=4)
-    cache = TrainingCache(problem, config(), tmp_path)
+    cache = training_cache(problem, config(), tmp_path)
     everything = problem.task["train"].batch(range(len(problem.task["train"])))
     gates = {level: torch.full(problem.nodes.shape(level), 0.5, requires_grad=level != "embedding") for level in LEVELS}
     gates["embedding"] = torch.ones(1)
     problem.model.gated_logits(everything.clean, gates, cache.values(everything))
     batch = problem.task["train"].batch([4, 1, 2])
     values = cache.values(batch)
-    assert isinstance(values, Activations)
-    assert values.start >= 3
+    assert isinstance(values, Corrupted)
+    assert values.held is not None
+    asked: list[int] = []
+
+    def held(layer: int, start: int) -> Activations:
+        asked.append(start)
+        assert values.held is not None
+        return values.held(layer, start)
+
     assert batch.corrupted is not None
-    got = problem.model.gated_logits(batch.clean, gates, values)
+    got = problem.model.gated_logits(batch.clean, gates, replace(values, held=held))
+    assert min(asked) >= 3
     torch.testing.assert_close(got, problem.model.gated_logits(batch.clean, gates, problem.model.record(batch.corrupted)), rtol=2e-2, atol=1e-2)

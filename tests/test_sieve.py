@@ -115,6 +115,24 @@ def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve
     assert measured == pytest.approx([MOST, *(0.35 * times for times in (1.4, 1.0, 0.7, 0.45, 0.25, 0.1))])
 
 
+def test_rounds_are_planned_for_the_time_there_is(problem: Problem) -> None:
+    run = _Sieve(problem, config(max_minutes=10.0, polish=True))
+    assert run._planned() == 12  # nothing is known of how long a round takes
+    run.round, run.seconds, run.lasted = 2, 110.0, 100.0
+    assert run._planned() == 2 + 5  # (0.85 x 600 - 110) s, at 75 s a round
+    assert not run.done()
+    run.seconds = 420.0
+    assert run.done()
+    assert _Sieve(problem, config(max_minutes=10.0)).time_left == 600.0
+
+
+def test_without_time_there_is_one_round_and_no_polishing() -> None:
+    run = discover(planted_model(), planted_task(), config(max_minutes=1e-9, polish=True))
+    assert run.metrics["steps"] == ROUND
+    assert run.metrics["budget"]["met"]
+    assert run.metrics["unpolished"]["size"] == run.circuit.size < 1
+
+
 def test_on_the_way_to_a_size_the_budget_does_not_hold(problem: Problem) -> None:
     size = 2 / sum(problem.nodes.count(level) for level in ("head_dim", "mlp_neuron"))  # half of what the plant has
     run = discover(planted_model(), planted_task(), config(keep=size, polish=None))
@@ -149,11 +167,11 @@ def test_the_price_of_a_head_is_its_own_and_that_of_its_dimensions(problem: Prob
 
 def test_no_example_comes_twice_before_all_have_come(problem: Problem) -> None:
     run = _Sieve(problem, config(batch_size=1))
-    seen: list[Any] = []
+    seen: list[int] = []
     for number in range(len(problem.task["train"]) // ROUND):
         run.round = number
-        seen += run._next_examples().examples
-    assert len({id(example) for example in seen}) == len(seen) > 0.9 * len(problem.task["train"])
+        seen += run._next_examples()
+    assert len(set(seen)) == len(seen) > 0.9 * len(problem.task["train"])
 
 
 def test_a_node_goes_with_what_lies_above_it_or_what_is_left_of_it(problem: Problem) -> None:

@@ -67,11 +67,8 @@ class Activations:
     """What the places hold. Each tensor broadcasts against (B, T, size of the place).
 
     `heads` and the writes have an entry for every layer; `neurons` and `experts` have the layers that they are in. What experts hold is
-    either a call to repeat, or a tensor that broadcasts against (B, T, E, D). Of prompts that begin as the clean ones do, the first `start` positions
-    may be left out.
+    either a call to repeat, or a tensor that broadcasts against (B, T, E, D).
     """
-
-    start: int = 0
 
     embedding: Tensor | None = None
     heads: Mapping[int, Tensor] = field(default_factory=dict)
@@ -84,7 +81,7 @@ class Activations:
         return Activations(
             embedding=None if self.embedding is None else function(self.embedding),
             experts={layer: function(x.dense() if isinstance(x, Routed) else x) for layer, x in self.experts.items()},
-            **{place: {layer: function(x) for layer, x in getattr(self, place).items()} for place in LAYER_PLACES},  # type: ignore[arg-type]
+            **{place: {layer: function(x) for layer, x in getattr(self, place).items()} for place in LAYER_PLACES},
         )
 
     def tensors(self) -> list[Tensor]:
@@ -119,11 +116,13 @@ class Corrupted:
     """The corrupted prompts, for what closed nodes hold to be computed from layer by layer, when it is asked for.
 
     Attributes:
-        keep: is shown what each layer's places hold, layer -1 being the embedding, before it is let go.
+        keep: is shown what each layer's places hold before it is let go.
+        held: what a layer's places hold from some position on, where that is known and need not be computed: (layer, position) -> that layer's.
     """
 
     tokens: Tokens
     keep: Callable[[int, Activations], None] | None = None
+    held: Callable[[int, int], Activations] | None = None
 
 
 Record = Callable[[Tokens], Activations]

@@ -7,7 +7,7 @@ attention masks of their own. Nothing here knows what a task is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,7 +99,11 @@ class Split:
 
     def batches(self, size: int, *, first: int | None = None, skip: int = 0) -> Iterator[Batch]:
         """Every example once, or the first so many, less some at the start, in batches of like length; `Batch.index` says which they are."""
-        order = sorted(range(skip, len(self) if first is None else min(first, len(self))), key=self._length)
+        yield from self.batches_of(range(skip, len(self) if first is None else min(first, len(self))), size)
+
+    def batches_of(self, index: Iterable[int], size: int) -> Iterator[Batch]:
+        """These examples, in batches of like length."""
+        order = sorted(index, key=self._length)
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])
 

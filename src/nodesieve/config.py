@@ -96,6 +96,11 @@ class DiscoverConfig:
 
     # How to search (sieve, multigranular, nested), and to learn gates (multigranular)
     steps: int = Field(default=480, ge=1, description="steps: batches of training examples")
+    max_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="time for scoring and polishing; sieve plans its rounds to fit, so the circuit depends on the machine",
+    )
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
     target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
@@ -133,7 +138,7 @@ class DiscoverConfig:
     cache_limit: float = Field(
         default=8.0,
         ge=0,
-        description="gigabytes of disk, during the run, for what the model says and holds on training examples that come again",
+        description="gigabytes of disk, during the run, for what the model says and holds on examples that come again",
     )
     validate_every: int = Field(default=40, ge=1, description="steps between looks at the binary circuit's validation KL")
 
@@ -165,6 +170,8 @@ class DiscoverConfig:
 
     @model_validator(mode="after")
     def _fill_levels(self) -> DiscoverConfig:
+        if self.max_minutes is not None and self.method != "sieve":
+            raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
         if self.polish and self.keep is not None:
             raise ValueError(
                 "polish closes nodes within the KL budget, and keep asks for a size: expected one of them, got both; --no-polish with --keep"

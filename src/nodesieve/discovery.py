@@ -5,6 +5,7 @@ Choices look at training and validation data only; the test split is measured on
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from nodesieve.architectures import Architecture
+from nodesieve.cache import remember_validation
 from nodesieve.circuit import Circuit, count_nodes, count_parameters
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -61,6 +63,7 @@ def discover(
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
     problem.within = _within(problem, config)
+    remember_validation(problem.in_dtype(learning_dtype(config.learning_dtype, loaded.model)), config, journal.scratch)
     for line in _examples_in_words(problem):
         journal.note(line)
     if problem.model.device.type == "cuda":
@@ -78,7 +81,8 @@ def discover(
     unpolished = selection
     if config.polish:
         journal.say("polishing")
-        selection, polishing = polish(problem, selection, config, journal)
+        limit = math.inf if config.max_minutes is None else 60 * config.max_minutes - seconds
+        selection, polishing = polish(problem, selection, config, journal, limit=limit)
     passes = asdict(problem.model.passes)
     journal.say("evaluating")
     evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
@@ -122,7 +126,7 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
 
     def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
-        return learner.losses(circuits, "validation", first=QUICK, cut=True)
+        return learner.looks(circuits, "validation", first=QUICK)
 
     return select_budget(scores, measure, budget=config.kl_budget, look=look)
 

@@ -127,7 +127,7 @@ class GatedModel:
         self.passes.backward += count * learning
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
-                self.passes.forward += count
+                self.passes.forward += count * (values.held is None)
                 return self._in_lockstep(tokens, gatings, values, recompute)
             values = self.record(values.tokens)
         alone = learning and self._answer_alone(tokens)
@@ -157,10 +157,8 @@ class GatedModel:
                 )
                 yield
 
-        with self._frozen():
-            prefix = self._read_prefix(tokens, values.start, [gating])
-            with at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
-                return self._run(tokens, prefix)
+        with self._frozen(), at_places(), self._recomputed(at_places) if recompute and torch.is_grad_enabled() else nullcontext():
+            return self._run(tokens)
 
     def _in_lockstep(self, tokens: Tokens, gatings: Sequence[Gating], values: Corrupted, recompute: bool) -> list[Tensor]:
         layers = [places.layer for places in self.architecture.places]
@@ -184,7 +182,8 @@ class GatedModel:
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
             start = self.start(tokens, values.tokens) if learning and values.keep is None else 0
             prefix = self._read_prefix(tokens, start, gatings)
-            streams = Lockstep(gatings, self._entering(values.tokens, prefix), values=values, recompute=anew if recompute else None)
+            entering = self._entering(values.tokens, prefix)
+            streams = Lockstep(gatings, entering, values=values, start=start, recompute=anew if recompute else None)
             with at_places(), streams.installed(layers):
                 logits = [self._run(tokens, prefix)]
             with torch.no_grad():

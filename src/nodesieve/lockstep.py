@@ -38,7 +38,8 @@ class Lockstep:
     Args:
         gatings: the first may carry gradients, the others not.
         stream: the corrupted prompts' residual stream as it enters layer 0, (B, T, D).
-        keep: shown what each layer's places hold, before it is let go.
+        values: with what is to be told of each layer's places before it is let go, or what they are known to hold.
+        start: how many leading positions are left out.
         recompute: puts the hooks of one layer in place anew, to compute it again in the backward pass; None: what that needs is kept instead.
     """
 
@@ -48,11 +49,12 @@ class Lockstep:
         stream: Tensor,
         *,
         values: Corrupted,
+        start: int,
         recompute: Callable[[int], AbstractContextManager[None]] | None,
     ) -> None:
         self._own, self._others = gatings[0], gatings[1:]
         self._corrupted = stream
-        self._keep = values.keep
+        self._keep, self._known, self._start = values.keep, values.held, start
         self._recompute = recompute
         self._held = Recorder()  # of the layer at hand
         self._at_work: Gating | None = None  # None: the corrupted stream
@@ -87,8 +89,6 @@ class Lockstep:
             at_start = Activations(embedding=self._corrupted)
             entering = [hidden if g.embedding_open else g.edit(at_start, "embedding", 0, hidden) for g in (self._own, *self._others)]
             hidden, self._streams = entering[0], [x.detach() for x in entering[1:]]
-            if self._keep is not None:
-                self._keep(-1, at_start)
 
         def run(hidden: Tensor) -> Any:
             return forward(hidden, *rest, **kwargs)
@@ -100,9 +100,12 @@ class Lockstep:
 
         def both(hidden: Tensor, corrupted: Tensor) -> tuple[Any, Tensor]:
             self._held = Recorder()
-            self._at_work = None
-            with torch.no_grad():
-                after = stream_of(run(corrupted))
+            if self._known is not None:
+                self._held.seen, after = self._known(number, self._start), corrupted
+            else:
+                self._at_work = None
+                with torch.no_grad():
+                    after = stream_of(run(corrupted))
             return gated(self._own, hidden), after
 
         if self._recompute is not None and torch.is_grad_enabled():

@@ -17,6 +17,7 @@ Validation data is looked at often here; what that does to the reported numbers 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ class _Stage:
     if_few: bool = False  # only in a small circuit
 
 
-def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal) -> tuple[Selection, float]:
+def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal, *, limit: float = math.inf) -> tuple[Selection, float]:
     """A circuit within the budget -> a smaller one that is within it too, if there is one; one that misses the budget comes back as it is. And the
-    seconds that it took, before and after a stop. What is left after each stage is kept in the journal.
+    seconds that it took, before and after a stop, which are about `limit` at most. What is left after each stage is kept in the journal.
 
     Raises:
         KeyboardInterrupt: `journal.stopping` was set.
@@ -71,7 +72,7 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     for number, stage in enumerate(stages[first:], first):
         for _ in range(AGAIN):
             before = polisher.now.circuit
-            if not polisher.go_through(stage, journal):
+            if not polisher.go_through(stage, journal, until=began + limit):
                 break
             journal.say(f"polishing: {100 * polisher.now.circuit.size:.1f}% of the leaves, validation KL {polisher.now.kl:.3f}")
             if stage.share is not None and polisher.now.circuit.size > (1 - LITTLE) * before.size:
@@ -96,8 +97,8 @@ class _Polisher:
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
         self._selected = selection.circuit.fingerprint
 
-    def go_through(self, stage: _Stage, journal: Journal) -> bool:
-        """Close as much as may go -> has anything gone?"""
+    def go_through(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
+        """Close as much as may go -> has anything gone? Nothing goes once it is later than `until`, on the monotonic clock."""
         parts = list(self._parts(stage))
         start, costs = self.now.circuit, []
         own = self._look([start], first=FEW) if parts else []
@@ -106,6 +107,8 @@ class _Polisher:
             journal.progress(len(costs), len(parts))
             if journal.stopping:
                 raise KeyboardInterrupt
+            if time.monotonic() > until:
+                return False
         room = self.config.kl_budget - self.now.kl_upper
         most = room if stage.spending else min(room, NOTHING * self.config.kl_budget)
         worth = [rise / len(index) for rise, (_, index) in zip(costs, parts, strict=True)]
@@ -135,7 +138,7 @@ class _Polisher:
                     yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
     def _look(self, circuits: Sequence[Circuit], *, first: int) -> list[Tensor]:
-        return self.learner.losses(circuits, "validation", first=first, cut=True)
+        return self.learner.looks(circuits, "validation", first=first)
 
     def _rises(self, circuits: Sequence[Circuit], own: Tensor) -> list[float]:
         """How much the KL rises on the validation examples of which `own` holds that of now: a difference on the same examples varies far less

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nodesieve import gates
 from nodesieve.batches import Batch, mix
-from nodesieve.cache import TrainingCache
+from nodesieve.cache import Cache, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
@@ -53,7 +53,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
-    cache = TrainingCache(learner, config, journal.scratch)
+    cache = training_cache(learner, config, journal.scratch)
     run = _Run(problem, learner, config)
     state = journal.load()
     if state is None:
@@ -160,7 +160,7 @@ class _Run:
             self.log_alpha[level][self.dropped[level]] = -CLAMP
         self.shrink()
 
-    def spread(self, cache: TrainingCache, journal: Journal) -> None:
+    def spread(self, cache: Cache, journal: Journal) -> None:
         """Start nodes of low Fisher information nearer to closing: `log_alpha_spread` below the others of their level at most, evenly by rank."""
         spreads = {level: self.config.log_alpha_spread[level] for level in self.log_alpha}
         if not any(spreads.values()):

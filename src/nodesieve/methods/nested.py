@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nodesieve import gates
 from nodesieve.batches import mix
-from nodesieve.cache import TrainingCache
+from nodesieve.cache import training_cache
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
@@ -40,7 +40,7 @@ SAVE_EVERY = 50
 def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Learn a ranking of the leaves for `config.steps` steps; resumable."""
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
-    cache = TrainingCache(learner, config, journal.scratch)
+    cache = training_cache(learner, config, journal.scratch)
     ranking = _Ranking(problem.nodes, config, problem.model.device)
     state = journal.load()
     began = time.monotonic()

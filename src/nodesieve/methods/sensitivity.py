@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import Activations, Corrupted
-from nodesieve.batches import Batch, Split, mix
+from nodesieve.batches import Batch, mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
@@ -20,6 +20,8 @@ from nodesieve.shrink import Shrunk
 GateLevel = Callable[[int, torch.Generator], Tensor]
 # (logits (B, V), batch, generator) -> the number whose gradient is wanted, (B,)
 Value = Callable[[Tensor, Batch, torch.Generator], Tensor]
+# the full model's logits for a batch, (B, V)
+Answers = Callable[[Batch], Tensor]
 # what closed nodes hold for a batch
 Values = Callable[[Batch], Activations | Corrupted]
 
@@ -32,11 +34,12 @@ def uniform_gates(size: int, generator: torch.Generator) -> Tensor:
     return torch.rand(size, generator=generator)
 
 
-def loss_of(problem: Problem) -> Value:
-    """What is learned from, by default the KL from the full model."""
+def loss_of(problem: Problem, answers: Answers | None = None) -> Value:
+    """What is learned from, by default the KL from the full model, whose logits are computed or come from `answers`."""
 
     def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        return problem.objective(problem.model.logits(batch.clean), logits, batch)
+        full = problem.model.logits(batch.clean) if answers is None else answers(batch)
+        return problem.objective(full, logits, batch)
 
     return loss
 
@@ -53,7 +56,7 @@ def gate_gradients(
     examples: int,
     values: Values | None = None,
     gates: LevelTensors | None = None,
-    train: Split | None = None,
+    index: Sequence[int] | None = None,
     shrunk: Shrunk | None = None,
 ) -> Iterator[list[LevelTensors]]:
     """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
@@ -62,14 +65,15 @@ def gate_gradients(
         moved: the levels whose gates are held at `gate_level` times their own.
         values: what closed nodes hold; by default the problem's own ablation.
         gates: where gates are, (*shape(level)); by default open.
-        train: other examples than those of the training split.
+        index: which training examples instead.
         shrunk: weights without what `gates` close, whose gates then get no gradient.
     """
-    train, nodes, device = train or problem.task["train"], problem.nodes, problem.model.device
+    train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
     start = {level: x.to(device) for level, x in (gates or nodes.full(1.0)).items()}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
-    done, count = 0, min(examples, len(train))
-    for batch in train.batches(config.batch_size, first=count):
+    index = range(min(examples, len(train))) if index is None else index
+    done = 0
+    for batch in train.batches_of(index, config.batch_size):
         size = len(batch.answers)
         here = gate_level(size, generator).to(device)
         each = {level: start[level].repeat(size, *[1] * start[level].dim()) for level in LEVELS}
@@ -86,6 +90,6 @@ def gate_gradients(
             found.append(dict(zip(levels, gradients, strict=True)))
         yield found
         done += size
-        journal.progress(done, count)
+        journal.progress(done, len(index))
         if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
             raise KeyboardInterrupt

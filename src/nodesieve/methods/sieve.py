@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nodesieve.batches import Batch, Split, mix
+from nodesieve.batches import Batch, mix
+from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -46,13 +49,15 @@ MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
 TIMES = (1 / 3, 1.0, 3.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
-WIDER, NARROWER = (2.0, 1.4), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
-LOOK = 192  # validation examples for a first look; the rest for what seems good
+WIDER, NARROWER = (1.4, 2.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
+LOOK = 128  # validation examples for a first look; the rest for what seems good
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
+NEAR = 0.5  # of the budget: circuits of more than that are measured on all of the split
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
-NUMBERS = ("round", "idle", "share", "caution", "seconds")
+NUMBERS = ("round", "idle", "share", "caution", "seconds", "lasted")
+SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long the rounds ahead take, as a share of the last: circuits shrink
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
 
@@ -62,7 +67,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
-    run = _Sieve(problem, config)
+    run = _Sieve(problem, config, journal.scratch)
     state = journal.load()
     if state is None:
         run.begin()
@@ -79,7 +84,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
             raise Stopped(run.scores()) from None
         run.learn(asked)
         spent = run.close()
-        run.seconds = time.monotonic() - began
+        run.lasted, run.seconds = time.monotonic() - began - run.seconds, time.monotonic() - began
         shares = run.shares()
         journal.log(
             {
@@ -143,9 +148,10 @@ class _Round(Journal):
 class _Sieve:
     """The circuit of now, what is known of its nodes, and which round took each of those that are gone."""
 
-    def __init__(self, problem: Problem, config: DiscoverConfig) -> None:
+    def __init__(self, problem: Problem, config: DiscoverConfig, scratch: Path | None = None) -> None:
         self.problem, self.config, self.nodes = problem, config, problem.nodes
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+        self.cache = training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
         finest = [level for level in levels if level in ASKED]
         self.scored, self.levels = tuple(levels), tuple(finest or levels)  # all of them, and those that are asked and priced
@@ -155,7 +161,7 @@ class _Sieve:
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.idle = 0
-        self.share, self.caution, self.seconds = FIRST, CAUTION, 0.0
+        self.share, self.caution, self.seconds, self.lasted = FIRST, CAUTION, 0.0, 0.0
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
         self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
@@ -164,10 +170,11 @@ class _Sieve:
 
     def begin(self) -> None:
         """Measure what there is."""
-        self._set(self._measured(self.circuit))
+        (kls,) = self.learner.looks([self.circuit], "validation", first=LOOK)
+        self._set(kls.cpu())
 
     def _set(self, kls: Tensor) -> None:
-        """The KL of every validation example, (n,), at the circuit of now."""
+        """The KL of every validation example, (n,), at the circuit of now; far from the budget of the first ones alone."""
         self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
 
     @property
@@ -176,14 +183,25 @@ class _Sieve:
 
     def done(self) -> bool:
         small = self.config.keep is not None and self.circuit.size <= self.config.keep
-        return self.round >= self.rounds or self.idle >= ENOUGH or small
+        return self.round >= self.rounds or self.idle >= ENOUGH or small or self.time_left < self.lasted
+
+    @property
+    def time_left(self) -> float:
+        share = SCORING if self.config.polish else 1.0
+        return math.inf if self.config.max_minutes is None else share * 60 * self.config.max_minutes - self.seconds
+
+    def _planned(self) -> int:
+        """Rounds in all, as many as there is time for."""
+        if not self.lasted or self.time_left == math.inf:
+            return self.rounds
+        return min(self.rounds, self.round + max(1, int(self.time_left / (CHEAPER * self.lasted))))
 
     def ask(self, journal: Journal) -> _Asked:
         """Gradients and Fisher information at the circuit of now, over the next examples."""
-        nodes, train = self.nodes, self._next_examples()
+        nodes, index = self.nodes, self._next_examples()
         sums = [{level: torch.zeros(nodes.shape(level), device=self.learner.model.device) for level in self.levels} for _ in range(2)]
         losses: list[Tensor] = []
-        loss_of_now = loss_of(self.learner)
+        loss_of_now = loss_of(self.learner, self.cache.answers)
 
         def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
             found = loss_of_now(logits, batch, generator)
@@ -198,25 +216,25 @@ class _Sieve:
             moved=(),
             gate_level=open_gates,
             values_of=(loss, log_p_of_a_drawn_token),
-            examples=len(train),
+            examples=len(index),
+            values=self.cache.values,
             gates=self.circuit.gates(),
             shrunk=self.learner.cut(self.circuit.masks),
-            train=train,
+            index=index,
         )
         for gradient, score in rows:
             for level in self.levels:
                 sums[0][level] += gradient[level].sum(0)
                 sums[1][level] += score[level].square().sum(0)
-        gradients, squares = ({level: x.cpu() / len(train) for level, x in total.items()} for total in sums)
+        gradients, squares = ({level: x.cpu() / len(index) for level, x in total.items()} for total in sums)
         return _Asked(loss=float(torch.cat(losses).mean()), gradient=gradients, fisher=squares)
 
-    def _next_examples(self) -> Split:
+    def _next_examples(self) -> list[int]:
         """Those of the next round, in an order drawn for each pass over the training examples."""
         train, wanted = self.problem.task["train"], self.batches * self.config.batch_size
         places = [divmod(place, len(train)) for place in range(self.round * wanted, (self.round + 1) * wanted)]
         orders = {epoch: torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(self.config.seed, epoch, 11))) for epoch, _ in places}
-        drawn = dict.fromkeys(int(orders[epoch][place]) for epoch, place in places)  # once each
-        return replace(train, examples=tuple(train.examples[i] for i in drawn))
+        return list(dict.fromkeys(int(orders[epoch][place]) for epoch, place in places))  # once each
 
     def learn(self, asked: _Asked) -> None:
         weight = max(1 - MEMORY, 1 / (1 + self.round))
@@ -227,7 +245,8 @@ class _Sieve:
     def close(self) -> float:
         """What this round can do without goes -> how many nats each unit of price has cost."""
         room = self.config.kl_budget - self.kl_upper
-        part = max(1 - REST ** (1 / self.rounds), HURRY / (self.rounds - self.round))
+        rounds = self._planned()
+        part = max(1 - REST ** (1 / rounds), HURRY / (rounds - self.round))
         most = max(min(1.0, part) * abs(room), LEAST_RISE * self.config.kl_budget)
         if self.config.keep is None:  # on the way to a size, the budget does not hold
             most = min(most, max(room, 0.0))
@@ -245,30 +264,32 @@ class _Sieve:
         cautions = list(dict.fromkeys(min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES))
         looks = self._look([self._cheapest(self.share, caution) for caution in cautions])
         first, self.caution = min(zip(looks, cautions, strict=True), key=lambda pair: pair[0].rise)
-        wider = self._largest([*self._look_at_shares(WIDER), first], most) if first.rise <= most else None
-        return wider or self._largest(self._look_at_shares(NARROWER), most)
-
-    def _largest(self, looks: Sequence[_Look], most: float) -> _Candidate | None:
-        """Of those that raise the KL by no more than `most`, the one that takes the most away."""
-        for look in sorted(looks, key=lambda look: -look.candidate.price):
+        fit = [first] if first.rise <= most else []
+        fit += takewhile(lambda look: look.rise <= most, self._look_at_shares(WIDER)) if fit else ()
+        for look in chain(reversed(fit), self._look_at_shares(NARROWER)):
             if look.candidate.price > 0 and look.rise <= most and self._agreed(look, most):
                 return look.candidate
         return None
 
-    def _look_at_shares(self, factors: Sequence[float]) -> list[_Look]:
-        shares = dict.fromkeys(min(MOST, self.share * factor) for factor in factors)
-        return self._look([self._cheapest(share, self.caution) for share in shares])
+    def _look_at_shares(self, factors: Sequence[float]) -> Iterator[_Look]:
+        """One by one, since the next is often not needed."""
+        for share in dict.fromkeys(min(MOST, self.share * factor) for factor in factors):
+            if share != self.share:
+                yield from self._look([self._cheapest(share, self.caution)])
 
     def _look(self, candidates: Sequence[_Candidate]) -> list[_Look]:
-        kls = [kl.cpu() for kl in self.learner.losses([one.circuit for one in candidates], "validation", first=LOOK, cut=True)]
+        kls = [kl.cpu() for kl in self.learner.looks([one.circuit for one in candidates], "validation", first=LOOK)]
         own = self.kls[:LOOK]  # on the same examples differences vary far less than either KL
         return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
 
     def _agreed(self, look: _Look, most: float) -> bool:
-        """Whether all of the validation data allows it, too; if so, its KL is kept."""
-        kls = torch.cat([look.kls, self._measured(look.candidate.circuit, skip=LOOK)])
+        """Whether all of the validation data allows it, too, where the budget is near; if so, its KL is kept."""
+        kls = look.kls
+        if upper_bound(kls) > NEAR * self.config.kl_budget:
+            kls = torch.cat([kls, self._measured(look.candidate.circuit, skip=LOOK)])
         fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
-        if fits and float(kls.mean()) - self.kl <= JUMP * most:
+        both = min(len(kls), len(self.kls))  # examples
+        if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
             self._set(kls)
             return True
         return False
@@ -277,7 +298,7 @@ class _Sieve:
         """The KL of every validation example, (n,), less some at the start."""
         if skip >= len(self.problem.task["validation"]):
             return torch.zeros(0)
-        (kls,) = self.learner.losses([circuit], "validation", skip=skip, cut=True)
+        (kls,) = self.learner.looks([circuit], "validation", skip=skip)
         return kls.cpu()
 
     def _ordered(self, caution: float) -> tuple[Tensor, Tensor]:
