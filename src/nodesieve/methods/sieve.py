@@ -9,7 +9,7 @@
    for one node alone; many go at once, and what they do adds up, so they are charged far more.
 3. How much more, and how many go, is tried out on some validation examples: a third of the caution of the round before, the same and thrice that;
    then, at the best of them, shares of the price of all that is kept. The largest share goes whose KL rises by no more than its part of what is left
-   of the budget; all of the split must agree, else a smaller one goes.
+   of the budget; where the budget is near, all of the split must agree, else a smaller one goes.
 
 So the KL is spent little by little, and no gate is ever between open and closed. This is iterative pruning (cf. Molchanov et al., arXiv 1906.10771;
 Theis et al., arXiv 1801.05787) at all granularities at once, with ablation in place of removal. The order in which nodes went is the score:
