@@ -32,7 +32,7 @@ types: setup
 	$(BIN)/mypy
 
 test: setup lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slow: model
 	$(BIN)/pytest -m slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from nodesieve import controls
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.controls import complement, partly_ablated, random_circuit, run_controls, summary
-from nodesieve.evaluation import evaluate_circuit
+from nodesieve.evaluation import _intervals, evaluate_circuit
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import NodeSpace
@@ -120,7 +118,7 @@ def test_stopped_controls_go_on_where_they_were(planted: tuple[Problem, Circuit,
     assert sum(measured) == total - controls.AT_ONCE > 0
 
 
-def test_intervals_hold_the_means_and_shrink_with_more_examples(planted: tuple[Problem, Circuit, Scores], tmp_path: Path) -> None:
+def test_intervals_hold_the_means(planted: tuple[Problem, Circuit, Scores]) -> None:
     problem, circuit, _ = planted
     rough = Circuit.of({**circuit.masks, "mlp_neuron": torch.zeros_like(circuit.masks["mlp_neuron"])}, problem.nodes)
     evaluation = evaluate_circuit(problem, rough, splits=("test",))
@@ -129,5 +127,14 @@ def test_intervals_hold_the_means_and_shrink_with_more_examples(planted: tuple[P
         assert (value is None) == (ends is None)
         if value is not None and ends is not None and name != "kl_p95":
             assert ends[0] - 1e-9 <= value <= ends[1] + 1e-9
-    low, high = evaluation.intervals["test"]["kl"] or (0, 0)
-    assert 0 < low < high
+
+
+def test_intervals_shrink_with_more_examples() -> None:
+    widths = []
+    for count in (50, 800):
+        spread = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+        found = _intervals({"logit_diff": spread + 1}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread})
+        low, high = found["kl"] or (0.0, 0.0)
+        assert 0 < low < float(spread.mean()) < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.3)  # the square root of 16 times as many

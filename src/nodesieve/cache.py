@@ -55,7 +55,6 @@ class Cache:
         limit = min(limit, shutil.disk_usage(place).free / 2)
         self._keeps_answers = answers and answer_bytes <= limit
         self._keeps_values = end <= limit and not nodes.experts
-        self.most_bytes = end if self._keeps_values else answer_bytes if self._keeps_answers else 0
         self._answered, self._filled = (torch.zeros(len(split), dtype=torch.bool) for _ in range(2))
         self.bytes = 0  # written by now
         self._file: BinaryIO = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
