@@ -46,7 +46,7 @@ def main() -> None:
         discover(name, runs=options.runs, flags=options.flags)
     here = [name for name in PLAN if (directory(name, options.runs) / "metrics.json").is_file()]
     rows = {entry["name"]: entry for entry in before()} | {name: row(name, runs=options.runs) for name in here}
-    result = {"machine": machine(), "runs": [rows[name] for name in PLAN if name in rows]}
+    result = {"runs": [rows[name] for name in PLAN if name in rows]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (RESULTS / "circuits.md").write_text(markdown(result), "utf-8")
@@ -107,6 +107,7 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "task": circuit["task"],
         "seed": circuit["seed"],
         "metrics": metrics,
+        "machine": machine(),
         "versions": circuit["versions"],
         "examples": circuit["examples"]["splits"],
     }
@@ -133,7 +134,9 @@ def markdown(result: dict[str, Any]) -> str:
         "of full",
         "steps",
         "s",
+        "on",
     ]
+    machines = list(dict.fromkeys(entry["machine"] for entry in result["runs"]))
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for entry in result["runs"]:
         metrics, name = entry["metrics"], MAIN_METRIC[entry["task"]]
@@ -153,10 +156,11 @@ def markdown(result: dict[str, Any]) -> str:
             f"{100 * own[name] / full[name]:.0f}%",
             metrics["steps"],
             f"{metrics['seconds']:.0f}",
+            chr(ord("A") + machines.index(entry["machine"])),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     versions = result["runs"][0]["versions"] if result["runs"] else {}
-    lines += ["", provenance({"machine": result["machine"], "versions": versions})]
+    lines += ["", *(f"{chr(ord('A') + number)}: {machine}." for number, machine in enumerate(machines)), provenance({"versions": versions})]
     return "\n".join(lines) + "\n"
 
 
