@@ -80,7 +80,7 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
         moved=(),
         gate_level=open_gates,
         values_of=(loss_of(learner), log_p_of_a_drawn_token),
-        examples=EXAMPLES,
+        index=range(len(problem.task["train"]))[:EXAMPLES],
         gates=run.circuit.gates(),
     )
     halves = {level: torch.zeros(2, *problem.nodes.shape(level)) for level in ASKED}

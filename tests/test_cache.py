@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from nodesieve.ablations import LAYER_PLACES, Corrupted
 from nodesieve.batches import EncodedExample, PaddingSide, Split
-from nodesieve.cache import VALIDATION, remember_validation, training_cache
+from nodesieve.cache import VALIDATION, remembering, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.gated_model import GatedModel
@@ -96,7 +96,7 @@ def test_examples_that_come_up_once_are_not_kept(tmp_path: Path) -> None:
 
 def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> None:
     problem = make_problem()
-    remember_validation(problem, config(), tmp_path)
+    problem.remember = remembering(config(), tmp_path)
     circuits = [Circuit.whole(problem.nodes).without({"head": torch.tensor([[layer, 0]])}) for layer in range(2)]
     truth = problem.losses(circuits, "validation", cut=True)
     for first, corrupted in ((3, 3), (6, 6), (2, 0), (6, 0)):

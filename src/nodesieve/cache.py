@@ -21,7 +21,7 @@ from torch import Tensor
 from nodesieve.ablations import LAYER_PLACES, Activations, Corrupted, Recorder
 from nodesieve.batches import Batch, Split
 from nodesieve.config import DiscoverConfig
-from nodesieve.problem import Problem
+from nodesieve.problem import Problem, Remember
 
 GIGABYTE = 10**9
 VALIDATION = 0.25  # of the limit: for validation examples
@@ -139,10 +139,10 @@ class Cache:
             view = view[self._file.write(view) :]
 
 
-def remember_validation(problem: Problem, config: DiscoverConfig, directory: Path | None = None) -> None:
-    """From now on `problem.looks` at validation data reads corrupted prompts once."""
+def remembering(config: DiscoverConfig, directory: Path | None = None) -> Remember:
+    """For `Problem.remember`: looks read each corrupted prompt once."""
     limit = VALIDATION * config.cache_limit * GIGABYTE
-    problem.remembered["validation"] = Cache(problem, problem.task["validation"], limit=limit, directory=directory, answers=False).values
+    return lambda problem, split: Cache(problem, problem.task[split], limit=limit, directory=directory, answers=False).values
 
 
 def training_cache(problem: Problem, config: DiscoverConfig, directory: Path | None = None) -> Cache:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nodesieve.architectures import Architecture
-from nodesieve.cache import remember_validation
+from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_nodes, count_parameters
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -63,7 +63,7 @@ def discover(
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
     problem.within = _within(problem, config)
-    remember_validation(problem.in_dtype(learning_dtype(config.learning_dtype, loaded.model)), config, journal.scratch)
+    problem.remember = remembering(config, journal.scratch)
     for line in _examples_in_words(problem):
         journal.note(line)
     if problem.model.device.type == "cuda":

@@ -70,6 +70,8 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     first = polisher.restored(state) if state is not None else 0
     began = time.monotonic() - (state.numbers["seconds"] if state is not None and first else 0.0)
     for number, stage in enumerate(stages[first:], first):
+        if time.monotonic() > began + limit:
+            break
         for _ in range(AGAIN):
             before = polisher.now.circuit
             if not polisher.go_through(stage, journal, until=began + limit):

@@ -26,6 +26,8 @@ from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
 
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
+Values = Callable[[Batch], Activations | Corrupted]  # what closed nodes hold for a batch
+Remember = Callable[["Problem", SplitName], Values]  # the same of a split, computed or remembered
 MEASURED = 4  # times the batch size of a step, where no gradients are wanted
 QUICK = 128  # validation examples that are enough for a first look
 CHANCE_EXAMPLES = 256
@@ -52,7 +54,8 @@ class Problem:
         self._loss = loss
         self._full: dict[str, Tensor] = {}
         self._copies: dict[torch.dtype, Problem] = {}
-        self.remembered: dict[SplitName, Callable[[Batch], Activations | Corrupted]] = {}  # what closed nodes hold, for `looks`
+        self.remember: Remember | None = None  # for `looks`, here and in copies, which ask it when they are first taken at a split
+        self._remembered: dict[SplitName, Values] = {}
 
     @property
     def nodes(self) -> NodeSpace:
@@ -67,6 +70,7 @@ class Problem:
             copied = GatedModel(model, locate(model, self.model.architecture.family))
             copied.passes = self.model.passes  # one account for both
             self._copies[dtype] = Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
+            self._copies[dtype].remember = self.remember
         return self._copies[dtype]
 
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
@@ -90,7 +94,7 @@ class Problem:
         first: int | None = None,
         skip: int = 0,
         cut: bool = False,
-        values: Callable[[Batch], Activations | Corrupted] | None = None,
+        values: Values | None = None,
     ) -> Iterator[tuple[Batch, list[Tensor]]]:
         """Batch by batch, the logits of each circuit (B, V); the ablation's own pass is shared by all of them.
 
@@ -119,7 +123,9 @@ class Problem:
 
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[Tensor]:
         """`losses` by the fastest way, to compare circuits: cut, and with what is remembered of the split, to 16 bits. Not for numbers to report."""
-        return self.losses(circuits, split, first=first, skip=skip, cut=True, values=self.remembered.get(split))
+        if self.remember is not None and split not in self._remembered:
+            self._remembered[split] = self.remember(self, split)
+        return self.losses(circuits, split, first=first, skip=skip, cut=True, values=self._remembered.get(split))
 
     def cut(self, alive: Mapping[str, Tensor], *, keep: bool = True) -> Shrunk:
         """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed.

@@ -17,9 +17,9 @@ from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEVELS
-from nodesieve.methods.sensitivity import Values, gate_gradients, uniform_gates
+from nodesieve.methods.sensitivity import gate_gradients, uniform_gates
 from nodesieve.nodes import LevelTensors
-from nodesieve.problem import Problem
+from nodesieve.problem import Problem, Values
 from nodesieve.scores import Scores, fold_upwards
 
 EXAMPLES = 512  # enough to rank by: squares of gradients vary less over examples than their mean does
@@ -39,6 +39,7 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
     childless = [level for level in CHILDLESS if level in nodes.levels and level != "embedding"]
     levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels] or childless  # where only parents get gates
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
+    index = range(len(problem.task["train"]))[:EXAMPLES]
     batches = gate_gradients(
         problem,
         config,
@@ -47,14 +48,13 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
         moved=levels,
         gate_level=uniform_gates,
         values_of=[log_p_of_a_drawn_token],
-        examples=EXAMPLES,
+        index=index,
         values=values,
     )
     for (gradients,) in batches:
         for level, gradient in gradients.items():
             total[level] += gradient.square().sum(0)
-    count = min(EXAMPLES, len(problem.task["train"]))
-    return fold_upwards({level: value.cpu() / count for level, value in total.items()}, lambda own, below: own + below.sum(-1))
+    return fold_upwards({level: value.cpu() / len(index) for level, value in total.items()}, lambda own, below: own + below.sum(-1))
 
 
 def log_p_of_a_drawn_token(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:

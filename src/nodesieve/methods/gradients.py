@@ -66,7 +66,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
             moved=LEAVES,
             gate_level=gate_level,
             values_of=[lambda logits, batch, generator: logit_difference(logits, batch)],
-            examples=count,
+            index=range(count),
         )
         for (gradients,) in batches:
             for level, gradient in gradients.items():

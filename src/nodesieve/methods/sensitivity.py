@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Batch, mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import LevelTensors
-from nodesieve.problem import Problem
+from nodesieve.problem import Problem, Values
 from nodesieve.shrink import Shrunk
 
 # (examples, generator) -> the gate level that each example's moved nodes are held at, (B,)
@@ -22,8 +21,6 @@ GateLevel = Callable[[int, torch.Generator], Tensor]
 Value = Callable[[Tensor, Batch, torch.Generator], Tensor]
 # the full model's logits for a batch, (B, V)
 Answers = Callable[[Batch], Tensor]
-# what closed nodes hold for a batch
-Values = Callable[[Batch], Activations | Corrupted]
 
 
 def open_gates(size: int, generator: torch.Generator) -> Tensor:
@@ -53,25 +50,23 @@ def gate_gradients(
     moved: Sequence[str],
     gate_level: GateLevel,
     values_of: Sequence[Value],
-    examples: int,
+    index: Sequence[int],
     values: Values | None = None,
     gates: LevelTensors | None = None,
-    index: Sequence[int] | None = None,
     shrunk: Shrunk | None = None,
 ) -> Iterator[list[LevelTensors]]:
-    """For each batch of the first `examples` training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
+    """For each batch of some training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
 
     Args:
         moved: the levels whose gates are held at `gate_level` times their own.
+        index: which training examples.
         values: what closed nodes hold; by default the problem's own ablation.
         gates: where gates are, (*shape(level)); by default open.
-        index: which training examples instead.
         shrunk: weights without what `gates` close, whose gates then get no gradient.
     """
     train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
     start = {level: x.to(device) for level, x in (gates or nodes.full(1.0)).items()}
     generator = torch.Generator().manual_seed(mix(config.seed, 1))
-    index = range(min(examples, len(train))) if index is None else index
     done = 0
     for batch in train.batches_of(index, config.batch_size):
         size = len(batch.answers)

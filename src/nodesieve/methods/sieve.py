@@ -170,8 +170,7 @@ class _Sieve:
 
     def begin(self) -> None:
         """Measure what there is."""
-        (kls,) = self.learner.looks([self.circuit], "validation", first=LOOK)
-        self._set(kls.cpu())
+        self._set(self._measured(self.circuit, first=LOOK))
 
     def _set(self, kls: Tensor) -> None:
         """The KL of every validation example, (n,), at the circuit of now; far from the budget of the first ones alone."""
@@ -216,11 +215,10 @@ class _Sieve:
             moved=(),
             gate_level=open_gates,
             values_of=(loss, log_p_of_a_drawn_token),
-            examples=len(index),
+            index=index,
             values=self.cache.values,
             gates=self.circuit.gates(),
             shrunk=self.learner.cut(self.circuit.masks),
-            index=index,
         )
         for gradient, score in rows:
             for level in self.levels:
@@ -294,11 +292,11 @@ class _Sieve:
             return True
         return False
 
-    def _measured(self, circuit: Circuit, *, skip: int = 0) -> Tensor:
-        """The KL of every validation example, (n,), less some at the start."""
+    def _measured(self, circuit: Circuit, *, first: int | None = None, skip: int = 0) -> Tensor:
+        """The KL of every validation example, (n,), or of the first so many, less some at the start."""
         if skip >= len(self.problem.task["validation"]):
             return torch.zeros(0)
-        (kls,) = self.learner.looks([circuit], "validation", skip=skip)
+        (kls,) = self.learner.looks([circuit], "validation", first=first, skip=skip)
         return kls.cpu()
 
     def _ordered(self, caution: float) -> tuple[Tensor, Tensor]:
