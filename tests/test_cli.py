@@ -21,6 +21,7 @@ from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
+from nodesieve.run import load_run
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 
 
@@ -238,6 +239,26 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     assert json.loads((out / "circuit.json").read_text())["complete"]
     assert len((out / "history.jsonl").read_text().splitlines()) == lines
     assert nodesieve("discover", "--resume", out) == 2
+
+
+@pytest.mark.parametrize("phase", ["selecting", "polishing", "evaluating"])
+def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    out, whole, original = tmp_path / "run", tmp_path / "whole", ConsoleJournal.say
+    assert nodesieve("discover", "--model", model_directory, "--out", whole, *quick_flags(polish=True)) == 0
+
+    def say(self: ConsoleJournal, text: str) -> None:
+        original(self, text)
+        if text == phase:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleJournal, "say", say)
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(polish=True)) == 130
+    assert not json.loads((out / "circuit.json").read_text())["complete"]
+    assert not (out / "metrics.json").exists()
+    assert nodesieve("evaluate", out) == 0
+    assert nodesieve("discover", "--resume", out) == 0
+    assert load_run(out).circuit.fingerprint == load_run(whole).circuit.fingerprint
 
 
 def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(

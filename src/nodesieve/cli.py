@@ -173,7 +173,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
                 with suppress(OSError):
                     directory.rmdir()  # if nothing else is in it
             raise
-        except (Interrupted, KeyboardInterrupt) as interrupted:
+        except KeyboardInterrupt as interrupted:
             if isinstance(interrupted, Interrupted):
                 interrupted.run.save(directory)
                 (directory / METRICS).unlink(missing_ok=True)

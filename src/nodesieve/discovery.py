@@ -34,7 +34,7 @@ from nodesieve.tasks.base import Task
 WITHIN = ("sieve", "multigranular")  # methods that can search inside a circuit
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A discovery was stopped on request. `run` is what it had found by then, without metrics; it can be resumed."""
 
     def __init__(self, run: Run) -> None:
@@ -57,7 +57,7 @@ def discover(
 
     Raises:
         UserError: model, task and options do not fit together.
-        Interrupted: `journal.stopping` was set.
+        Interrupted: `journal.stopping` was set, or Ctrl-C came after scoring; Ctrl-C before there is a circuit is a plain KeyboardInterrupt.
     """
     config = config or DiscoverConfig()
     journal = journal or Journal()
@@ -73,19 +73,24 @@ def discover(
     try:
         scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
-        raise Interrupted(_unfinished(problem, config, loaded, stopped.scores, journal)) from None
+        raise Interrupted(_unfinished(problem, config, loaded, journal, stopped.scores)) from None
     seconds = journal.seconds or (journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock)
 
-    journal.say("selecting")
-    selection = _select(problem, scores, config)
-    unpolished = selection
-    if config.polish:
-        journal.say("polishing")
-        limit = math.inf if config.max_minutes is None else 60 * config.max_minutes - seconds
-        selection, polishing = polish(problem, selection, config, journal, limit=limit)
-    passes = asdict(problem.model.passes)
-    journal.say("evaluating")
-    evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
+    selection: Selection | None = None
+    try:
+        journal.say("selecting")
+        selection = unpolished = _select(problem, scores, config)
+        if config.polish:
+            journal.say("polishing")
+            limit = math.inf if config.max_minutes is None else 60 * config.max_minutes - seconds
+            selection, polishing = polish(problem, selection, config, journal, limit=limit)
+        passes = asdict(problem.model.passes)
+        journal.say("evaluating")
+        evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
+    except KeyboardInterrupt:
+        if selection is None and scores.threshold is None:  # a ranking that nothing has cut yet
+            raise
+        raise Interrupted(_unfinished(problem, config, loaded, journal, scores, selection)) from None
     metrics = _metrics(problem, selection, evaluation, config, steps=journal.history[-1]["step"] if journal.history else 0, seconds=seconds)
     metrics["passes"] = passes
     if config.polish:
@@ -131,13 +136,17 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
     return select_budget(scores, measure, budget=config.kl_budget, look=look)
 
 
-def _unfinished(problem: Problem, config: DiscoverConfig, loaded: LoadedModel, scores: Scores, journal: Journal) -> Run:
-    circuit = scores.circuit(0.0)
+def _unfinished(
+    problem: Problem, config: DiscoverConfig, loaded: LoadedModel, journal: Journal, scores: Scores, selection: Selection | None = None
+) -> Run:
+    """What was selected, or, before that, what the method itself would cut."""
+    threshold = selection.threshold if selection else scores.threshold or 0.0
+    circuit = selection.circuit if selection else scores.circuit(threshold)
     return Run(
         config=config,
         circuit=circuit,
-        scores=scores,
-        threshold=0.0,
+        scores=selection.scores if selection else scores,
+        threshold=threshold,
         metrics={},
         description=describe(config, circuit, revision=loaded.revision, examples=_examples(problem), complete=False),
         history=journal.history,
