@@ -6,14 +6,17 @@ and the versions, and each run's training curves to docs/curves. Flags after `--
 
     python benchmarks/circuits.py                      # everything: some two and a half hours on 2 cores
     python benchmarks/circuits.py --only ioi:0         # one run; rows of the results file that are not in --runs stay
+    python benchmarks/circuits.py --at-once 2          # two at a time, each on its share of the cores: sooner done, each run slower
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="*", default=PLAN, choices=PLAN, metavar="TASK:SEED[:BUDGET]")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time, each on its share of the cores")
     parser.add_argument("--collect", action="store_true", help="run nothing, write the table of what is there")
     parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
     options = parser.parse_args()
-    for name in [] if options.collect else options.only:
-        discover(name, runs=options.runs, flags=options.flags)
+    if not options.collect:
+        with ThreadPoolExecutor(options.at_once) as pool:
+            list(pool.map(lambda name: discover(name, runs=options.runs, flags=options.flags, at_once=options.at_once), options.only))
     here = [name for name in PLAN if (directory(name, options.runs) / "metrics.json").is_file()]
     rows = {entry["name"]: entry for entry in before()} | {name: row(name, runs=options.runs) for name in here}
     result = {"runs": [rows[name] for name in PLAN if name in rows]}
@@ -80,22 +85,25 @@ def directory(name: str, runs: Path) -> Path:
     return runs / f"circuits-{name.replace(':', '-')}"
 
 
-def discover(name: str, *, runs: Path, flags: list[str]) -> None:
-    out = directory(name, runs)
+def discover(name: str, *, runs: Path, flags: list[str], at_once: int) -> None:
+    out, threads = directory(name, runs), max(1, (os.cpu_count() or 1) // at_once)
     task, seed, *budget = name.split(":")
     if not (out / "metrics.json").is_file():
         unfinished = (out / "checkpoint.safetensors").is_file()
         own = [part for value in budget for part in ("--kl-budget", value)]
-        call("discover", *(["--resume", out] if unfinished else ["--task", task, "--seed", seed, "--out", out, "--overwrite", *own, *flags]))
+        flags = ["--resume", str(out)] if unfinished else ["--task", task, "--seed", seed, "--out", str(out), "--overwrite", *own, *flags]
+        call("discover", *flags, threads=threads)
+        (out / "machine.txt").write_text(machine(threads), "utf-8")
     if task == "ioi" and not (out / "other_words.json").is_file():
-        measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", capture=True)
+        measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", threads=threads, capture=True)
         (out / "other_words.json").write_text(measured, "utf-8")
 
 
-def call(*arguments: Any, capture: bool = False) -> str:
+def call(*arguments: Any, threads: int, capture: bool = False) -> str:
     command = [str(Path(sys.executable).parent / "nodesieve"), *map(str, arguments)]
     print("$", " ".join(command[:1] and ["nodesieve", *command[1:]]), flush=True)
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if capture else None)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if capture else None, env=environment)
     return done.stdout or ""
 
 
@@ -107,7 +115,7 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "task": circuit["task"],
         "seed": circuit["seed"],
         "metrics": metrics,
-        "machine": machine(),
+        "machine": (out / "machine.txt").read_text("utf-8"),
         "versions": circuit["versions"],
         "examples": circuit["examples"]["splits"],
     }

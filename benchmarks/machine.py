@@ -19,7 +19,9 @@ def provenance(result: Mapping[str, Any]) -> str:
     return (f"Machine: {result['machine']}. " if "machine" in result else "") + f"Versions: {versions}."
 
 
-def machine() -> str:
+def machine(threads: int | None = None) -> str:
+    """The cores, or how many of them a run had, the processor and the system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    return f"{os.cpu_count()} cores, {model}, {platform.system()}"
+    cores = f"{os.cpu_count()} cores" if threads in (None, os.cpu_count()) else f"{threads} of {os.cpu_count()} cores"
+    return f"{cores}, {model}, {platform.system()}"

@@ -28,6 +28,7 @@ ORDER = [
     "polish",
     "select",
     "methods",
+    "parts",
     "cache",
     "problem",
     "verify",

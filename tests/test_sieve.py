@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
-from nodesieve.methods.sieve import MOST, ROUND, _Candidate, _Look, _places, _Sieve, sieve
+from nodesieve.methods.sieve import MOST, ROUND, _Candidate, _Look, _places, _Round, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
@@ -60,17 +61,41 @@ def test_the_line_can_be_drawn_inside_a_round(problem: Problem) -> None:
     assert len(set(sizes)) > 20
 
 
-@pytest.mark.parametrize("stop", [2 * ROUND, 2 * ROUND + 5])  # after a round, and within one, which is begun anew
-def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path, stop: int) -> None:
+def test_a_trial_takes_the_heads_that_cost_nothing_and_no_other(problem: Problem) -> None:
+    run = _Sieve(problem, config())
+    run.begin()
+    run.learn(run.ask(_Round(Journal(), run)))
+    run.close_heads(_Round(Journal(), run))
+    assert kept(run.circuit, "head") == PLANTED["head"]
+    assert run.circuit.masks["mlp_neuron"].all()
+    assert run.kl == pytest.approx(0.0, abs=0.01 * BUDGET)
+    scores = run.scores()
+    assert kept(scores.circuit(0.0), "head") == PLANTED["head"]
+    assert all(scores.circuit(-1.0).masks[level].all() for level in run.levels)
+
+
+def test_of_many_heads_those_are_tried_that_would_go_first(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Sieve(problem, config())
+    run.fisher, run.gradient = {"head": torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])}, {"head": torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 2.0]])}
+    monkeypatch.setattr(sys.modules[_Sieve.__module__], "TRIED", 4)
+    assert run._heads().tolist() == [[1, 2], [1, 1], [0, 0], [0, 2]]
+
+
+# After a round; within one, which is begun anew; in the trial of heads before the fourth.
+@pytest.mark.parametrize(("stop", "told", "rounds"), [(2 * ROUND, 1, 2), (2 * ROUND + 5, 1, 2), (3 * ROUND, 2, 3)])
+def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path, stop: int, told: int, rounds: int) -> None:
     class Stopping(RunJournal):
+        times = 0
+
         def progress(self, step: int, total: int, **facts: float) -> None:
-            self.stopping = step >= stop
+            self.times += step >= stop
+            self.stopping = self.times >= told
 
     through = Journal()
     whole = sieve(problem, config(), through)
     with pytest.raises(Stopped) as stopped:
         sieve(problem, config(), Stopping(tmp_path))
-    assert stopped.value.scores.circuit(0.0).size == through.history[1]["validation"]["size"]
+    assert stopped.value.scores.circuit(0.0).size == through.history[rounds - 1]["validation"]["size"]
     journal = RunJournal(tmp_path)
     again = sieve(problem, config(), journal)
     assert [row["step"] for row in journal.history] == [row["step"] for row in through.history]

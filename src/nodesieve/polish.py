@@ -7,8 +7,8 @@ those of another. Here parts of the circuit are closed on validation data alone,
 2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then ever smaller parts (`PARTS`);
 3. in a small circuit, single nodes.
 
-A stage looks at what closing each part alone does to the KL on a few examples, and closes as many of the cheapest together as may go: those that
-leave the KL where it is, and in the last stages whatever the budget allows. Each stage is done over until little or nothing more goes.
+A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`): those that leave the KL where it is, and in the last stages
+whatever the budget allows. Each stage is done over until little or nothing more goes.
 
 Looks are at part of the validation data, on the copy of the model that is learned on; what is closed is measured on all of it in the model's own
 dtype.
@@ -30,19 +30,16 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.models import learning_dtype
-from nodesieve.problem import QUICK, Problem
+from nodesieve.parts import Part, cheapest_parts, less
+from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS = (1 / 2, 1 / 6, 1 / 16)  # of the kept nodes of one level in one layer
-FEW = 32  # validation examples that say in which order parts go
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
 LITTLE = 0.01  # of the circuit: a pass over small parts that closes less is the last of its stage
 NOTHING = 0.01  # of the budget: a rise that counts as none
-WIDTH = 8  # circuits looked at in one pass
-
-Part = tuple[str, Tensor]  # a level, and indices of nodes of it, (n, dimensions of the level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,28 +98,17 @@ class _Polisher:
 
     def go_through(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
         """Close as much as may go -> has anything gone? Nothing goes once it is later than `until`, on the monotonic clock."""
-        parts = list(self._parts(stage))
-        start, costs = self.now.circuit, []
-        own = self._look([start], first=FEW) if parts else []
-        for place in range(0, len(parts), WIDTH):
-            costs += self._rises([_less(start, [part]) for part in parts[place : place + WIDTH]], *own)
-            journal.progress(len(costs), len(parts))
+        start, room = self.now.circuit, self.config.kl_budget - self.now.kl_upper
+        most = room if stage.spending else min(room, NOTHING * self.config.kl_budget)
+
+        def goes_on(done: int, total: int) -> bool:
+            journal.progress(done, total)
             if journal.stopping:
                 raise KeyboardInterrupt
-            if time.monotonic() > until:
-                return False
-        room = self.config.kl_budget - self.now.kl_upper
-        most = room if stage.spending else min(room, NOTHING * self.config.kl_budget)
-        worth = [rise / len(index) for rise, (_, index) in zip(costs, parts, strict=True)]
-        order = [parts[place] for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
-        low, high = 0, len(order) + 1  # as many of the cheapest as may go: `low` may, `high` may not
-        own = self._look([start], first=QUICK) if order else []
-        while high - low > 1:
-            middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
-            rises = self._rises([_less(start, order[:count]) for count in middle], *own)
-            for count, rise in zip(middle, rises, strict=True):
-                low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
-        return any(count and self._closed(_less(start, order[:count]), most=most) for count in (low, low // 2))
+            return time.monotonic() <= until
+
+        chosen = cheapest_parts(start, list(self._parts(stage)), self._look, most=most, goes_on=goes_on)
+        return any(count and self._closed(less(start, chosen[:count]), most=most) for count in (len(chosen), len(chosen) // 2))
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
@@ -139,13 +125,8 @@ class _Polisher:
                     lowest = kept[values.argsort(stable=True)[:count]]
                     yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
-    def _look(self, circuits: Sequence[Circuit], *, first: int) -> list[Tensor]:
+    def _look(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
         return self.learner.looks(circuits, "validation", first=first)
-
-    def _rises(self, circuits: Sequence[Circuit], own: Tensor) -> list[float]:
-        """How much the KL rises on the validation examples of which `own` holds that of now: a difference on the same examples varies far less
-        than either KL."""
-        return [float((kl - own).mean()) for kl in self._look(circuits, first=len(own))]
 
     def _closed(self, circuit: Circuit, *, most: float) -> bool:
         """Go on with it if all of the validation data allows it."""
@@ -168,8 +149,3 @@ class _Polisher:
         kl, upper = state.numbers["now"]
         self.now = Selection(circuit=circuit, scores=self.now.scores, threshold=self.now.threshold, kl=kl, kl_upper=upper, met=True)
         return int(state.numbers["stage"])
-
-
-def _less(circuit: Circuit, parts: Sequence[Part]) -> Circuit:
-    levels = dict.fromkeys(level for level, _ in parts)
-    return circuit.without({level: torch.cat([index for name, index in parts if name == level]) for level in levels})

@@ -1,0 +1,67 @@
+"""What closing each node would do to a circuit, asked of some training examples: gradients and Fisher information of the gates, at the circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nodesieve.batches import Batch
+from nodesieve.cache import Cache
+from nodesieve.circuit import Circuit
+from nodesieve.config import DiscoverConfig
+from nodesieve.journal import Journal
+from nodesieve.methods.fisher import log_p_of_a_drawn_token
+from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.nodes import LevelTensors
+from nodesieve.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """At a circuit: the mean loss, and by level (*shape(level)), on the CPU, d loss / d gate and Fisher information."""
+
+    loss: float
+    gradient: LevelTensors
+    fisher: LevelTensors
+
+
+def ask(
+    problem: Problem, circuit: Circuit, config: DiscoverConfig, journal: Journal, *, levels: Sequence[str], index: Sequence[int], cache: Cache
+) -> Asked:
+    """Over the training examples `index`.
+
+    Args:
+        cache: of the training examples.
+    """
+    nodes = problem.nodes
+    sums = [{level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in levels} for _ in range(2)]
+    losses: list[Tensor] = []
+    loss_of_now = loss_of(problem, cache.answers)
+
+    def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        found = loss_of_now(logits, batch, generator)
+        losses.append(found.detach())
+        return found
+
+    rows = gate_gradients(
+        problem,
+        config,
+        journal,
+        levels=levels,
+        moved=(),
+        gate_level=open_gates,
+        values_of=(loss, log_p_of_a_drawn_token),
+        index=index,
+        values=cache.values,
+        gates=circuit.gates(),
+        shrunk=problem.cut(circuit.masks),
+    )
+    for gradient, score in rows:
+        for level in levels:
+            sums[0][level] += gradient[level].sum(0)
+            sums[1][level] += score[level].square().sum(0)
+    gradients, squares = ({level: x.cpu() / len(index) for level, x in total.items()} for total in sums)
+    return Asked(loss=float(torch.cat(losses).mean()), gradient=gradients, fisher=squares)
