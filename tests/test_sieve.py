@@ -140,6 +140,16 @@ def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve
     assert measured == pytest.approx([MOST, *(0.35 * times for times in (1.4, 1.0, 0.7, 0.45, 0.25, 0.1))])
 
 
+def test_near_the_budget_a_run_begins_with_all_of_the_split(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[_Sieve.__module__], "LOOK", 8)
+    run = _Sieve(problem, config())
+    run.begin()
+    assert len(run.kls) == 8
+    run.circuit = run.circuit.without({"head": torch.tensor([[0, 0]])})  # the planted one
+    run.begin()
+    assert len(run.kls) == len(problem.task["validation"]) > 8
+
+
 def test_rounds_are_planned_for_the_time_there_is(problem: Problem) -> None:
     run = _Sieve(problem, config(max_minutes=10.0, polish=True))
     assert run._planned() == 12  # nothing is known of how long a round takes

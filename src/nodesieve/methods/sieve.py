@@ -170,10 +170,10 @@ class _Sieve:
 
     def begin(self) -> None:
         """Measure what there is."""
-        self._set(self._measured(self.circuit, first=LOOK))
+        self._set(self._completed(self.circuit, self._measured(self.circuit, first=LOOK)))
 
     def _set(self, kls: Tensor) -> None:
-        """The KL of every validation example, (n,), at the circuit of now; far from the budget of the first ones alone."""
+        """The KL of every validation example, (n,), at the circuit of now, or, far from the budget, of the first ones."""
         self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
 
     @property
@@ -288,15 +288,18 @@ class _Sieve:
 
     def _agreed(self, look: _Look, most: float) -> bool:
         """Whether all of the validation data allows it, too, where the budget is near; if so, its KL is kept."""
-        kls = look.kls
-        if upper_bound(kls) > NEAR * self.config.kl_budget:
-            kls = torch.cat([kls, self._measured(look.candidate.circuit, skip=LOOK)])
+        kls = self._completed(look.candidate.circuit, look.kls)
         fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
         both = min(len(kls), len(self.kls))  # examples
         if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
             self._set(kls)
             return True
         return False
+
+    def _completed(self, circuit: Circuit, kls: Tensor) -> Tensor:
+        """The KL of the first validation examples, with that of all others where the budget is near."""
+        near = upper_bound(kls) > NEAR * self.config.kl_budget
+        return torch.cat([kls, self._measured(circuit, skip=LOOK)]) if near else kls
 
     def _measured(self, circuit: Circuit, *, first: int | None = None, skip: int = 0) -> Tensor:
         """The KL of every validation example, (n,), or of the first so many, less some at the start."""
