@@ -133,6 +133,33 @@ def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
     assert (taken and taken.price) == (times and pytest.approx(min(MOST, 0.35 * times)))
 
 
+@pytest.mark.parametrize("times", [3.0, 0.3])
+def test_heads_go_as_wholes_where_that_is_cheaper(problem: Problem, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    def cheapest(run: _Sieve, share: float, caution: float) -> _Candidate:
+        return _Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(run.wholes)})
+
+    def look(run: _Sieve, candidates: Sequence[_Candidate]) -> list[_Look]:
+        return [_Look(candidate=one, kls=torch.zeros(0), rise=one.price * (times if one.chosen["head"].any() else 1.0)) for one in candidates]
+
+    monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
+    monkeypatch.setattr(_Sieve, "_look", look)
+    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    taken = _Sieve(problem, config())._taken(10.0)
+    assert taken is not None
+    assert bool(taken.chosen["head"]) == (times < 1)
+
+
+def test_without_whole_heads_none_goes(problem: Problem) -> None:
+    run = _Sieve(problem, config())
+    run.begin()
+    run.learn(run.ask(_Round(Journal(), run)))
+    assert run._cheapest(0.35, 10.0).chosen["head"].any()
+    run.wholes = False
+    without = run._cheapest(0.35, 10.0)
+    assert not without.chosen["head"].any()
+    assert without.chosen["head_dim"].any()
+
+
 def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[float] = []
     monkeypatch.setattr(_Sieve, "_agreed", lambda _, look, most: measured.append(look.candidate.price))

@@ -8,9 +8,9 @@
    is its own and those of all that it would take with it: so levels of any size are weighed against one another. One half of F would be right
    for one node alone; many go at once, and what they do adds up, so they are charged far more.
 3. How much more, and how many go, is tried out on some validation examples: a third of the caution of the round before, the same and thrice that;
-   then, at the best of them, shares of the price of all that is kept. The largest share goes whose KL rises by no more than its part of what is left
-   of the budget; where the budget is near, all of the split must agree, else a smaller one goes.
-
+   the best of them without whole heads, one of which, if misjudged, costs as much as all else; then shares of the price of all that is kept. The
+   largest share goes whose KL rises by no more than its part of what is left of the budget; where the budget is near, all of the split must agree,
+   else a smaller one goes.
 4. At each fifth of the way every kept head is closed alone, to see what that does, and those go that cost nothing: gates' gradients say too little of
    wholes. Heads that only disturb what is left are found so; without them the KL falls, sometimes by a fifth. Blocks are left to polishing.
 
@@ -62,7 +62,7 @@ JUMP = 1.2  # times what a round may spend: a rise on all of the split at which 
 TRIALS = 5  # parts of the rounds, between which heads are closed one by one
 TRIED = 96  # heads at most, those that would go first by what is known
 NOTHING = 0.01  # of the budget: a rise that counts as none
-NUMBERS = ("round", "tried", "idle", "share", "caution", "seconds", "lasted")
+NUMBERS = ("round", "tried", "wholes", "idle", "share", "caution", "seconds", "lasted")
 SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long the rounds ahead take, as a share of the last: circuits shrink
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
@@ -131,6 +131,10 @@ class _Look:
     kls: Tensor
     rise: float
 
+    @property
+    def per_price(self) -> float:
+        return self.rise / self.candidate.price if self.candidate.price > 0 else math.inf
+
 
 class _Round(Journal):
     """Tells a run's journal of the batches of one round; stops when that does."""
@@ -161,6 +165,7 @@ class _Sieve:
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.tried = self.idle = 0
+        self.wholes = True  # may heads go as wholes?
         self.share, self.caution, self.seconds, self.lasted = FIRST, CAUTION, 0.0, 0.0
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
@@ -264,10 +269,16 @@ class _Sieve:
         return [kl.cpu() for kl in self.learner.looks(circuits, "validation", first=first)]
 
     def _taken(self, most: float) -> _Candidate | None:
-        """What goes: at the caution that costs least, the largest share that raises the KL by no more than `most`."""
+        """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
+        self.wholes = True
         cautions = list(dict.fromkeys(min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES))
         looks = self._look([self._cheapest(self.share, caution) for caution in cautions])
         first, self.caution = min(zip(looks, cautions, strict=True), key=lambda pair: pair[0].rise)
+        if "head_dim" in self.levels and bool(first.candidate.chosen["head"].any()):
+            self.wholes = False
+            (without,) = self._look([self._cheapest(self.share, self.caution)])
+            self.wholes = first.per_price <= without.per_price
+            first = first if self.wholes else without
         fit = [first] if first.rise <= most else []
         fit += takewhile(lambda look: look.rise <= most, self._look_at_shares(WIDER)) if fit else ()
         for look in chain(reversed(fit), self._look_at_shares(NARROWER)):
@@ -312,7 +323,10 @@ class _Sieve:
         """Of all kept nodes, level after level, the price, and their places in the order in which they would go."""
         start, prices = self.circuit.masks, self._prices(self.circuit)
         price = torch.cat([prices[level][start[level]] for level in self.levels])
-        cost = torch.cat([(caution * self.fisher[level] - self.gradient[level])[start[level]] for level in self.levels])
+        costs = {level: caution * self.fisher[level] - self.gradient[level] for level in self.levels}
+        if not self.wholes:
+            costs["head"] = torch.full_like(costs["head"], math.inf)
+        cost = torch.cat([costs[level][start[level]] for level in self.levels])
         return price, (cost / price).argsort(stable=True)
 
     def _by_level(self, flat: Tensor) -> LevelTensors:
