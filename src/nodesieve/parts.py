@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from nodesieve.circuit import Circuit
+from nodesieve.problem import QUICK
 
 Part = tuple[str, Tensor]  # a level, and indices of nodes of it, (n, dimensions of the level)
 Look = Callable[[Sequence[Circuit], int], list[Tensor]]  # the KL of each circuit on so many validation examples, (n,)
 
-FEW = 32  # examples that say in which order parts go
-QUICK = 128  # examples that say how many
+FEW = 32  # examples that say in which order parts go; `QUICK` say how many
+NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
 
 

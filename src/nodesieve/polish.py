@@ -30,7 +30,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.models import learning_dtype
-from nodesieve.parts import Part, cheapest_parts, less
+from nodesieve.parts import NOTHING, Part, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
@@ -39,7 +39,6 @@ PARTS = (1 / 2, 1 / 6, 1 / 16)  # of the kept nodes of one level in one layer
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
 LITTLE = 0.01  # of the circuit: a pass over small parts that closes less is the last of its stage
-NOTHING = 0.01  # of the budget: a rise that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)

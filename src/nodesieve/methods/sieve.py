@@ -12,7 +12,7 @@
    largest share goes whose KL rises by no more than its part of what is left of the budget; where the budget is near, all of the split must agree,
    else a smaller one goes.
 4. At each fifth of the way every kept head is closed alone, to see what that does, and those go that cost nothing: gates' gradients say too little of
-   wholes. Heads that only disturb what is left are found so; without them the KL falls, sometimes by a fifth. Blocks are left to polishing.
+   wholes. Heads that only disturb what is left are found so; without them the KL falls. Blocks are left to polishing.
 
 So the KL is spent little by little, and no gate is ever between open and closed. This is iterative pruning (cf. Molchanov et al., arXiv 1906.10771;
 Theis et al., arXiv 1801.05787) at all granularities at once, with ablation in place of removal. The order in which nodes went is the score:
@@ -42,7 +42,7 @@ from nodesieve.methods.asking import Asked, ask
 from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, up_to
-from nodesieve.parts import cheapest_parts, less
+from nodesieve.parts import NOTHING, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, fold_upwards, raise_ancestors
 
@@ -61,7 +61,6 @@ NEAR = 0.5  # of the budget: circuits of more than that are measured on all of t
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
 TRIALS = 5  # parts of the rounds, between which heads are closed one by one
 TRIED = 96  # heads at most, those that would go first by what is known
-NOTHING = 0.01  # of the budget: a rise that counts as none
 NUMBERS = ("round", "tried", "wholes", "idle", "share", "caution", "seconds", "lasted")
 SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long the rounds ahead take, as a share of the last: circuits shrink
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
