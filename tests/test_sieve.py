@@ -17,7 +17,8 @@ from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
-from nodesieve.methods.sieve import MOST, ROUND, _Candidate, _Look, _places, _Round, _Sieve, sieve
+from nodesieve.methods.prices import Candidate
+from nodesieve.methods.sieve import MOST, ROUND, _Look, _places, _Round, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
@@ -107,10 +108,10 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Pa
 def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
     """A share of 0.35, where a share costs what it is, and caution 90 less than all others."""
 
-    def cheapest(run: _Sieve, share: float, caution: float) -> _Candidate:
-        return _Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(caution)})
+    def cheapest(run: _Sieve, share: float, caution: float) -> Candidate:
+        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(caution)})
 
-    def look(run: _Sieve, candidates: Sequence[_Candidate]) -> list[_Look]:
+    def look(run: _Sieve, candidates: Sequence[Candidate]) -> list[_Look]:
         costs = [one.price * (1 + abs(math.log(float(one.chosen["head"]) / 90))) for one in candidates]
         return [_Look(candidate=one, kls=torch.zeros(0), rise=cost) for one, cost in zip(candidates, costs, strict=True)]
 
@@ -121,24 +122,25 @@ def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
     return run
 
 
-@pytest.mark.parametrize(("allowed", "times"), [(0.9, 2.0), (0.495, 1.4), (0.36, 1.0), (0.2, 0.45), (0.03, None)])
+@pytest.mark.parametrize(("allowed", "times"), [(0.9, 4.0), (0.35, 2.0), (0.15, 1.4), (0.11, 1.0), (0.05, 0.45), (0.009, None)])
 def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
     made_up: _Sieve, monkeypatch: pytest.MonkeyPatch, allowed: float, times: float | None
 ) -> None:
     monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    made_up.share = 0.1
     made_up._taken(10.0)
     assert made_up.caution == 30.0
     taken = made_up._taken(allowed)
     assert made_up.caution == 90.0
-    assert (taken and taken.price) == (times and pytest.approx(min(MOST, 0.35 * times)))
+    assert (taken and taken.price) == (times and pytest.approx(0.1 * times))
 
 
 @pytest.mark.parametrize("times", [3.0, 0.3])
 def test_heads_go_as_wholes_where_that_is_cheaper(problem: Problem, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
-    def cheapest(run: _Sieve, share: float, caution: float) -> _Candidate:
-        return _Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(run.wholes)})
+    def cheapest(run: _Sieve, share: float, caution: float) -> Candidate:
+        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(run.wholes)})
 
-    def look(run: _Sieve, candidates: Sequence[_Candidate]) -> list[_Look]:
+    def look(run: _Sieve, candidates: Sequence[Candidate]) -> list[_Look]:
         return [_Look(candidate=one, kls=torch.zeros(0), rise=one.price * (times if one.chosen["head"].any() else 1.0)) for one in candidates]
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
@@ -221,7 +223,7 @@ def test_levels_without_a_penalty_are_left_alone(problem: Problem) -> None:
 
 def test_the_price_of_a_head_is_its_own_and_that_of_its_dimensions(problem: Problem) -> None:
     penalties = {"head": 3.0, "head_dim": 24.0}
-    prices = _Sieve(problem, config(penalties=penalties))._prices(Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[0, 0, 1]])}))
+    prices = _Sieve(problem, config(penalties=penalties)).prices.each(Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[0, 0, 1]])}))
     heads, dims = problem.nodes.count("head"), problem.nodes.count("head_dim")
     assert prices["head"][0, 0] == pytest.approx(3 / heads + (problem.nodes.head_dim - 1) * 24 / dims)
     assert prices["head"][0, 1] == pytest.approx(3 / heads + problem.nodes.head_dim * 24 / dims)

@@ -11,8 +11,9 @@
    the best of them without whole heads, one of which, if misjudged, costs as much as all else; then shares of the price of all that is kept. The
    largest share goes whose KL rises by no more than its part of what is left of the budget; where the budget is near, all of the split must agree,
    else a smaller one goes.
-4. At each fifth of the way every kept head is closed alone, to see what that does, and those go that cost nothing: gates' gradients say too little of
-   wholes. Heads that only disturb what is left are found so; without them the KL falls. Blocks are left to polishing.
+4. At each fifth of the way, three rounds apart at least, every kept head is closed alone, to see what that does, and those go that cost nothing:
+   gates' gradients say too little of wholes. Heads that only disturb what is left are found so; without them the KL falls. Blocks are left to
+   polishing.
 
 So the KL is spent little by little, and no gate is ever between open and closed. This is iterative pruning (cf. Molchanov et al., arXiv 1906.10771;
 Theis et al., arXiv 1801.05787) at all granularities at once, with ablation in place of removal. The order in which nodes went is the score:
@@ -39,12 +40,13 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.asking import Asked, ask
+from nodesieve.methods.prices import Candidate, Prices
 from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, up_to
 from nodesieve.parts import NOTHING, cheapest_parts, less
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, fold_upwards, raise_ancestors
+from nodesieve.scores import Scores, raise_ancestors
 
 ROUND = 16  # steps: batches of training examples that a round asks
 ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer gets gates
@@ -52,14 +54,14 @@ MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
 TIMES = (1 / 3, 1.0, 3.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
-WIDER, NARROWER = (1.4, 2.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
+WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
 LOOK = 128  # validation examples for a first look; the rest for what seems good
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
 NEAR = 0.5  # of the budget: circuits of more than that are measured on all of the split
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
-TRIALS = 5  # parts of the rounds, between which heads are closed one by one
+TRIALS, APART = 5, 3  # parts of the rounds, between which heads are closed one by one; rounds from one such trial to the next, at least
 TRIED = 96  # heads at most, those that would go first by what is known
 NUMBERS = ("round", "tried", "wholes", "idle", "share", "caution", "seconds", "lasted")
 SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long the rounds ahead take, as a share of the last: circuits shrink
@@ -81,7 +83,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     began = time.monotonic() - run.seconds
     while not run.done():
         try:
-            if run.round >= run.tried + math.ceil(run._planned() / TRIALS):
+            if run.round >= run.tried + max(APART, math.ceil(run._planned() / TRIALS)):
                 run.close_heads(_Round(journal, run))
             run.seconds = time.monotonic() - began
             asked = run.ask(_Round(journal, run))
@@ -114,19 +116,10 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """The circuit less some nodes, their price, and the order in which they were chosen: from 0 to 1, (*shape(level)); 0 for all others."""
-
-    circuit: Circuit
-    price: float
-    chosen: LevelTensors
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Look:
     """A candidate's KL on the first validation examples, (n,), and by how much it is above that of now."""
 
-    candidate: _Candidate
+    candidate: Candidate
     kls: Tensor
     rise: float
 
@@ -160,6 +153,7 @@ class _Sieve:
         self.scored, self.levels = tuple(levels), tuple(finest or levels)  # all of them, and those that are asked and priced
         if not self.levels:
             raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
+        self.prices = Prices(nodes=self.nodes, levels=self.levels, penalties=config.penalties)
         self.circuit = problem.within or Circuit.whole(self.nodes)
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
@@ -229,7 +223,7 @@ class _Sieve:
         if taken is None:
             self.idle, self.share = self.idle + 1, self.share / 2
             return 0.0
-        self.idle, self.share = 0, min(MOST, taken.price / self._price(self.circuit))
+        self.idle, self.share = 0, min(MOST, taken.price / self.prices.total(self.circuit))
         self._take(taken, self.round - 0.5)
         return max(0.0, self.kl - before) / taken.price
 
@@ -251,9 +245,8 @@ class _Sieve:
                 continue
             order = torch.zeros(self.nodes.shape("head"))
             order[tuple(torch.cat([index for _, index in chosen[:count]]).unbind(-1))] = torch.arange(1, count + 1) / (count + 1)
-            circuit = less(self.circuit, chosen[:count])
-            price = self._price(self.circuit) - self._price(circuit)
-            (look,) = self._look([_Candidate(circuit=circuit, price=price, chosen={**self.nodes.full(0.0), "head": order})])
+            candidate = self.prices.less(self.circuit, less(self.circuit, chosen[:count]), {**self.nodes.full(0.0), "head": order})
+            (look,) = self._look([candidate])
             if self._agreed(look, most):
                 self._take(look.candidate, self.round)
                 return
@@ -267,7 +260,7 @@ class _Sieve:
     def _kls(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
         return [kl.cpu() for kl in self.learner.looks(circuits, "validation", first=first)]
 
-    def _taken(self, most: float) -> _Candidate | None:
+    def _taken(self, most: float) -> Candidate | None:
         """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
         self.wholes = True
         cautions = list(dict.fromkeys(min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES))
@@ -291,7 +284,7 @@ class _Sieve:
             if share != self.share:
                 yield from self._look([self._cheapest(share, self.caution)])
 
-    def _look(self, candidates: Sequence[_Candidate]) -> list[_Look]:
+    def _look(self, candidates: Sequence[Candidate]) -> list[_Look]:
         kls = self._kls([one.circuit for one in candidates], LOOK)
         own = self.kls[:LOOK]  # on the same examples differences vary far less than either KL
         return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
@@ -318,53 +311,21 @@ class _Sieve:
         (kls,) = self.learner.looks([circuit], "validation", first=first, skip=skip)
         return kls.cpu()
 
-    def _ordered(self, caution: float) -> tuple[Tensor, Tensor]:
-        """Of all kept nodes, level after level, the price, and their places in the order in which they would go."""
-        start, prices = self.circuit.masks, self._prices(self.circuit)
-        price = torch.cat([prices[level][start[level]] for level in self.levels])
+    def _cheapest(self, share: float, caution: float) -> Candidate:
+        return self.prices.cheapest(self.circuit, self._costs(caution), share)
+
+    def _costs(self, caution: float) -> LevelTensors:
+        """Of closing each node, (*shape(level)); heads are not to go as wholes where they are not to."""
         costs = {level: caution * self.fisher[level] - self.gradient[level] for level in self.levels}
-        if not self.wholes:
-            costs["head"] = torch.full_like(costs["head"], math.inf)
-        cost = torch.cat([costs[level][start[level]] for level in self.levels])
-        return price, (cost / price).argsort(stable=True)
+        return costs if self.wholes else {**costs, "head": torch.full_like(costs["head"], math.inf)}
 
-    def _by_level(self, flat: Tensor) -> LevelTensors:
-        """One value for each kept node, level after level -> (*shape(level)), 0 for all others."""
-        found = {level: torch.zeros(self.nodes.shape(level), dtype=flat.dtype) for level in LEVELS}
-        for level, own in zip(self.levels, flat.split([self.circuit.kept(level) for level in self.levels]), strict=True):  # type: ignore[no-untyped-call]
-            found[level][self.circuit.masks[level]] = own
-        return found
-
-    def _cheapest(self, share: float, caution: float) -> _Candidate:
-        """The circuit less its cheapest nodes, up to a share of its price; one at least."""
-        price, order = self._ordered(caution)
-        most = (1 + 1e-6) * max(share * self._price(self.circuit), float(price.min()))
-        order = order[price[order] <= most]  # a whole that is too large bars nothing behind it
-        order = order[price[order].cumsum(0) <= most]
-        ranks = torch.zeros_like(price)
-        ranks[order] = torch.arange(1, len(order) + 1) / (len(order) + 1)
-        chosen = self._by_level(ranks)
-        circuit = Circuit.of({level: mask & (chosen[level] == 0) for level, mask in self.circuit.masks.items()}, self.nodes)
-        return _Candidate(circuit=circuit, price=self._price(self.circuit) - self._price(circuit), chosen=chosen)
-
-    def _take(self, taken: _Candidate, since: float) -> None:
+    def _take(self, taken: Candidate, since: float) -> None:
         """`since`: when it began, in rounds; half a round is for the trial of heads that may come first, half for what goes then."""
         gone = {level: self.circuit.masks[level] & ~taken.circuit.masks[level] for level in LEVELS}
         places = _places(taken.chosen, gone)
         for level in LEVELS:
             self.went[level] = torch.where(gone[level], since + places[level] / 2, self.went[level])
         self.circuit = taken.circuit
-
-    def _prices(self, circuit: Circuit) -> LevelTensors:
-        """Of each node with all that lies below it and is kept, (*shape(level)); levels that are not closed cost nothing."""
-        own = {
-            level: circuit.masks[level] * (self.config.penalties[level] / self.nodes.count(level) if level in self.levels else 0.0)
-            for level in LEVELS
-        }
-        return fold_upwards(own, lambda price, below: price + below.sum(-1))
-
-    def _price(self, circuit: Circuit) -> float:
-        return sum(circuit.kept(level) * self.config.penalties[level] / self.nodes.count(level) for level in self.levels)
 
     def shares(self) -> dict[str, float]:
         """The share of each level that is kept."""
@@ -376,9 +337,9 @@ class _Sieve:
         kept = sum(self.circuit.kept(level) for level in self.levels)
         ranks = torch.ones(kept)
         if self.fisher:
-            _, order = self._ordered(self.caution)
+            _, order = self.prices.order(self.circuit, self._costs(self.caution))
             ranks[order] = torch.arange(1, kept + 1) / kept
-        left = self._by_level(ranks)
+        left = self.prices.by_level(self.circuit, ranks)
         finest = [level for level in self.levels if level in CHILDLESS] or self.levels
         left = raise_ancestors({level: x if level in finest else torch.zeros_like(x) for level, x in left.items()})
         for level, mask in self.circuit.masks.items():
