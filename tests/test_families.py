@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,33 @@ def test_layer_by_layer_beside_the_corrupted_prompts_gives_the_same_gradients(an
     for name, plain in found[0].items():
         for again in found[1:]:
             torch.testing.assert_close(again[name], plain)
+
+
+def test_circuits_that_agree_up_to_a_layer_share_what_lies_below(any_model: GatedModel) -> None:
+    """Each gives what it gives alone; layers run once for the corrupted prompts, and once for each stream that has parted by then."""
+    clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
+    generator = torch.Generator().manual_seed(2)
+    trunk = {level: (torch.rand(any_model.nodes.shape(level), generator=generator) > 0.2).float() for level in LEVELS}
+    trunk["embedding"].fill_(1.0)
+    last = any_model.nodes.layers - 1
+    in_the_last, everywhere = ({level: z.clone() for level, z in trunk.items()} for _ in range(2))
+    in_the_last["mlp_output"][last, 0] = 1 - trunk["mlp_output"][last, 0]
+    everywhere["head_dim"].zero_()
+    each = [trunk, in_the_last, everywhere, trunk]
+    alone = [any_model.gated_logits(clean, gates, Corrupted(tokens=corrupted)) for gates in each]
+
+    ran = [0] * any_model.nodes.layers
+    with ExitStack() as stack:
+        for number, places in enumerate(any_model.architecture.places):
+
+            def count(_module: nn.Module, _args: object, number: int = number) -> None:
+                ran[number] += 1
+
+            stack.callback(places.attention_projection.register_forward_pre_hook(count).remove)
+        together = any_model.gated_logits_of_each(clean, each, Corrupted(tokens=corrupted))
+    for own, other in zip(together, alone, strict=True):
+        assert torch.equal(own, other)
+    assert ran == [3] * last + [4]
 
 
 def test_a_last_layer_that_works_at_the_answer_alone_changes_nothing(any_model: GatedModel, monkeypatch: pytest.MonkeyPatch) -> None:

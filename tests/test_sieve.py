@@ -79,7 +79,7 @@ def test_of_many_heads_those_are_tried_that_would_go_first(problem: Problem, mon
     run = _Sieve(problem, config())
     run.fisher, run.gradient = {"head": torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])}, {"head": torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 2.0]])}
     monkeypatch.setattr(sys.modules[_Sieve.__module__], "TRIED", 4)
-    assert run._heads().tolist() == [[1, 2], [1, 1], [0, 0], [0, 2]]
+    assert run._heads().tolist() == [[0, 0], [0, 2], [1, 1], [1, 2]]
 
 
 # After a round; within one, which is begun anew; in the trial of heads before the fourth.

@@ -118,7 +118,11 @@ class GatedModel:
         shrunk: Sequence[Shrunk | None] | None = None,
         recompute: bool = False,
     ) -> list[Tensor]:
-        """`gated_logits` for several sets of gates, each with its own `shrunk`; gradients flow to the first. Corrupted prompts are read once."""
+        """`gated_logits` for several sets of gates, each with its own `shrunk`; gradients flow to the first.
+
+        Corrupted prompts are read once. Beside them, sets without gradients share the layers below the first in which they differ; in `passes` each
+        set counts as a whole.
+        """
         if not each:
             return []
         gatings = [Gating(gates, self.model.dtype, own) for gates, own in zip(each, shrunk or [None] * len(each), strict=True)]

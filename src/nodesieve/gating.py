@@ -42,6 +42,17 @@ class Gating:
         z: Tensor = self._z[place][layer]
         return z.unsqueeze(1) if z.dim() == 2 else z
 
+    def same_at(self, layer: int, other: Gating) -> bool:
+        """Whether what a layer makes of a stream is the same under both."""
+        places = [place for place in self._z if place != "embedding"]
+        if not all(torch.equal(self._z[place][layer], other._z[place][layer]) for place in places):
+            return False
+        live = [(self._live_at(place, layer), other._live_at(place, layer)) for place in LAYER_PLACES]
+        return all(own is its or (own is not None and its is not None and torch.equal(own, its)) for own, its in live)
+
+    def _live_at(self, place: str, layer: int) -> Tensor | None:
+        return self._live[place][layer] if place in self._live else None
+
     def edit(self, values: Activations, place: str, layer: int, x: Tensor) -> Tensor:
         """x (B, T, size of the place) with its gates; of a shrunk place, z * (x - a) of what is left of it."""
         a = values.embedding if place == "embedding" else getattr(values, place)[layer]
@@ -49,7 +60,7 @@ class Gating:
         if a.dim() == 3 and a.shape[1] > x.shape[1]:
             a = a[:, -x.shape[1] :]  # where only the last positions are computed
         z = self.at(place, layer)
-        live = self._live[place][layer] if place in self._live else None
+        live = self._live_at(place, layer)
         if live is not None:
             part: Tensor = _Part.apply(a.index_select(-1, live), x, z.index_select(-1, live))  # type: ignore[no-untyped-call]
             return part

@@ -2,7 +2,7 @@
 
 What closed nodes hold is there when a layer's gates ask for it and let go after the layer, so that it is never stored whole; several sets of gates
 share it. The first set rides on the model's own forward pass and may carry gradients; the others follow without gradients, and their last stream is
-put through the rest of the model afterwards.
+put through the rest of the model afterwards. Sets without gradients are one stream up to the first layer in which their gates differ.
 
 A layer is given the same masks and positions for every stream: clean and corrupted prompts must be padded alike.
 """
@@ -87,8 +87,12 @@ class Lockstep:
         hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
         if number == 0:
             at_start = Activations(embedding=self._corrupted)
-            entering = [hidden if g.embedding_open else g.edit(at_start, "embedding", 0, hidden) for g in (self._own, *self._others)]
-            hidden, self._streams = entering[0], [x.detach() for x in entering[1:]]
+
+            def entering(gating: Gating, stream: Tensor) -> Tensor:
+                return stream if gating.embedding_open else gating.edit(at_start, "embedding", 0, stream)
+
+            stream = hidden.detach() if torch.is_grad_enabled() else hidden
+            hidden, self._streams = entering(self._own, hidden), [entering(gating, stream) for gating in self._others]
 
         def run(hidden: Tensor) -> Any:
             return forward(hidden, *rest, **kwargs)
@@ -113,8 +117,15 @@ class Lockstep:
             output, after = checkpointed(both, lambda: recompute(number))(hidden, self._corrupted)
         else:
             output, after = both(hidden, self._corrupted)
-        with torch.no_grad():
-            self._raw = [gated(gating, stream) for gating, stream in zip(self._others, self._streams, strict=True)]
+        done = [] if torch.is_grad_enabled() else [(self._own, hidden, output)]
+        self._raw = []
+        for gating, stream in zip(self._others, self._streams, strict=True):
+            raw = next((raw for other, entered, raw in done if entered is stream and gating.same_at(number, other)), None)
+            if raw is None:
+                with torch.no_grad():
+                    raw = gated(gating, stream)
+                done.append((gating, stream, raw))
+            self._raw.append(raw)
         self._streams = [stream_of(raw) for raw in self._raw]
         self._corrupted = after
         if self._keep is not None:

@@ -252,10 +252,10 @@ class _Sieve:
                 return
 
     def _heads(self) -> Tensor:
-        """Indices of kept heads, (n, 2), in the order in which they would go as wholes; not all, where there are very many."""
+        """Indices of kept heads, (n, 2), layer by layer; where there are very many, of those that would be the first to go as wholes."""
         kept = self.circuit.masks["head"].nonzero()
         costs = self.caution * self.fisher["head"] - self.gradient["head"]
-        return kept[costs[tuple(kept.unbind(-1))].argsort(stable=True)][:TRIED]
+        return kept[costs[tuple(kept.unbind(-1))].argsort(stable=True)[:TRIED].sort().values]
 
     def _kls(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
         return [kl.cpu() for kl in self.learner.looks(circuits, "validation", first=first)]
