@@ -4,9 +4,10 @@ Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, fin
 
 - `TASK/METHOD-SEED`: every method of PLAN through the same selection at a KL budget of 0.25 (claims i and iii);
 - `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
+- `nodesieve evaluate --controls` of the sieve's circuits: random circuits, the complement, partly ablated complements, parts closed alone;
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
 
-    python benchmarks/claims/claims.py                      # everything: some 20 hours on 2 cores
+    python benchmarks/claims/claims.py                      # everything: some 30 hours on 2 cores
     python benchmarks/claims/claims.py --only ioi --seeds 1 # a part
     python benchmarks/claims/claims.py --collect            # run nothing, fill the page with what is there
 
@@ -30,6 +31,7 @@ from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import CURVE, row, tables
+from nodesieve.controls import ABLATED_WITH, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES, LEVELS
@@ -66,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned gates, controller target_size at 0.5": {**LEARNED, "controller": "target_size", "target_size": 0.5},
 }
 ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
+PARTS = ("compare", "controls", "within", "variants")
+CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
 DRAWS = 5
 BUDGET = 0.25
 
@@ -76,12 +80,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", nargs="*", default=("compare", "within", "variants"), choices=("compare", "within", "variants"))
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
             nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", options.runs / task)
+        if "controls" in options.parts:
+            for seed in range(options.seeds):
+                nodesieve("evaluate", options.runs / task / f"{CONTROLLED}-{seed}", "--controls")
         if "within" in options.parts:
             for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
                 within(options.runs / task, task, method, seed)
@@ -145,12 +152,17 @@ def slug(name: str) -> str:
 
 
 def collected(runs: Path) -> dict[str, Any]:
-    tasks, inside = {}, []
+    tasks, beside, inside = {}, [], []
     for task in TASKS:
         found = [made for method in METHODS for made in finished(runs / task, f"{method}-[0-9]")]
         rows = [row(run, read_json(place / CURVE)) for place, run in found if (place / CURVE).is_file()]
         if rows:
             tasks[task] = rows
+        for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
+            for file in place.glob(f"controls-{task}-test-{run.config.ablation}.json"):
+                groups = summary(read_json(file)["groups"])
+                if "minimality" in groups:  # the last to be measured
+                    beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": groups})
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))
@@ -167,7 +179,7 @@ def collected(runs: Path) -> dict[str, Any]:
                 )
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]
     described = [run.description["versions"] for _, run in finished(runs / "ioi", "*")]
-    return {"versions": described[0] if described else {}, "tasks": tasks, "within": inside, "variants": variants}
+    return {"versions": described[0] if described else {}, "tasks": tasks, "controls": beside, "within": inside, "variants": variants}
 
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +193,7 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {
         "versions": now["versions"] or before.get("versions", {}),
         "tasks": {task: rows(old.get(task, []), new.get(task, []), "method", "seed") for task in TASKS if task in old or task in new},
+        "controls": rows(before.get("controls", []), now["controls"], "task", "seed"),
         "within": rows(before.get("within", []), now["within"], "task", "method", "seed"),
         "variants": rows(before.get("variants", []), now["variants"], "name"),
     }
@@ -216,6 +229,8 @@ def markdown(result: dict[str, Any]) -> str:
         for title, (headings, *lines) in tables(rows).items():
             parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
         parts += [f"Seeds {', '.join(map(str, seeds))}; means over the runs there are.", ""]
+    if result["controls"]:
+        parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
     if result["within"]:
         parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
     if result["variants"]:
@@ -225,6 +240,26 @@ def markdown(result: dict[str, Any]) -> str:
 
 def table(headings: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def others(rows: list[dict[str, Any]]) -> list[str]:
+    """KL by group of circuits. Of random ones the lowest, and p; of partly ablated ones mean and highest."""
+    lines = []
+    for entry in rows:
+        groups = entry["groups"]
+        drawn = [f"{groups[name]['kl_min']:.2f} (p = {groups[name]['p']:.3f})" for name in ("random", "random_by_layer")]
+        partly = [f"{groups[f'partial_{p:g}'][which]:.3f}" for p in ABLATED_WITH for which in ("kl_mean", "kl_max")]
+        alone = groups["minimality"]
+        own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
+        lines.append(
+            [
+                *(entry["task"], str(entry["seed"]), f"{entry['size']:.1%}", f"{own:.3f}", *drawn, f"{complement:.2f}"),
+                *(" / ".join(pair) for pair in zip(partly[::2], partly[1::2], strict=True)),
+                f"{alone['free']} of {alone['count']}",
+            ]
+        )
+    headings = ["task", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
+    return table([*headings, *(f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH), "parts that cost nothing alone"], lines)
 
 
 def inside(rows: list[dict[str, Any]]) -> list[str]:
