@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +148,24 @@ def test_the_budget_gives_the_smallest_circuit_within_it(budget: float) -> None:
     selection = select_budget(ranked([float(i) for i in range(1, 21)]), loss_of_size, budget=budget)
     assert selection.met
     assert selection.circuit.size == pytest.approx(math.ceil((1 - budget) * 20) / 20)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 6.0, 9.0, 10.0, 11.0, 19.0])
+def test_where_a_method_draws_its_own_line_the_smallest_circuit_is_the_same(threshold: float) -> None:
+    drawn = replace(ranked([float(i) for i in range(1, 21)]), threshold=threshold)
+    assert select_budget(drawn, loss_of_size, budget=0.52).circuit.size == 0.5
+
+
+def test_a_line_at_the_budget_is_where_the_search_begins() -> None:
+    looked: list[float] = []
+
+    def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        looked.extend(circuit.size for circuit in circuits)
+        return loss_of_size(circuits)
+
+    selection = select_budget(replace(ranked([float(i) for i in range(1, 21)]), threshold=10.0), loss_of_size, look=look, budget=0.52)
+    assert selection.circuit.size == 0.5
+    assert looked == [0.5]
 
 
 def test_a_budget_that_nothing_meets_is_said_not_to_be_met() -> None:
