@@ -170,7 +170,7 @@ def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve
 
 
 def test_near_the_budget_a_run_begins_with_all_of_the_split(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[_Sieve.__module__], "LOOK", 8)
+    monkeypatch.setattr(sys.modules[_Sieve.__module__], "QUICK", 8)
     run = _Sieve(problem, config())
     run.begin()
     assert len(run.kls) == 8

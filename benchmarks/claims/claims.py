@@ -31,7 +31,7 @@ from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import CURVE, row, tables
-from nodesieve.controls import ABLATED_WITH, summary
+from nodesieve.controls import ABLATED_WITH, controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES, LEVELS
@@ -86,7 +86,7 @@ def main() -> None:
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
             nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", options.runs / task)
-        if "controls" in options.parts:
+        if "controls" in options.parts and CONTROLLED in options.methods:
             for seed in range(options.seeds):
                 nodesieve("evaluate", options.runs / task / f"{CONTROLLED}-{seed}", "--controls")
         if "within" in options.parts:
@@ -159,10 +159,10 @@ def collected(runs: Path) -> dict[str, Any]:
         if rows:
             tasks[task] = rows
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
-            for file in place.glob(f"controls-{task}-test-{run.config.ablation}.json"):
-                groups = summary(read_json(file)["groups"])
-                if "minimality" in groups:  # the last to be measured
-                    beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": groups})
+            measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
+            groups = summary(read_json(measured)["groups"]) if measured.is_file() else {}
+            if "minimality" in groups:  # the last to be measured
+                beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": groups})
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))
@@ -248,13 +248,13 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
     for entry in rows:
         groups = entry["groups"]
         drawn = [f"{groups[name]['kl_min']:.2f} (p = {groups[name]['p']:.3f})" for name in ("random", "random_by_layer")]
-        partly = [f"{groups[f'partial_{p:g}'][which]:.3f}" for p in ABLATED_WITH for which in ("kl_mean", "kl_max")]
+        partly = [groups[f"partial_{p:g}"] for p in ABLATED_WITH]
         alone = groups["minimality"]
         own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
         lines.append(
             [
                 *(entry["task"], str(entry["seed"]), f"{entry['size']:.1%}", f"{own:.3f}", *drawn, f"{complement:.2f}"),
-                *(" / ".join(pair) for pair in zip(partly[::2], partly[1::2], strict=True)),
+                *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
                 f"{alone['free']} of {alone['count']}",
             ]
         )

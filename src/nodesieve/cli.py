@@ -260,7 +260,7 @@ def evaluate(
         if not as_json:
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
-        path = controls_file(directory, problem, split)
+        path = controls_file(directory, task=problem.task.name, split=split, ablation=problem.ablation_name)
         with ConsoleJournal(directory, quiet=as_json) as journal, _goes_on(f"what was measured is in {path}; "):
             found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
         shown["controls"] = found

@@ -99,10 +99,10 @@ def run_controls(
     return found
 
 
-def controls_file(directory: Path, problem: Problem, split: SplitName) -> Path:
+def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str) -> Path:
     """Where a run keeps the controls of its circuit on these examples."""
-    task = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
-    return directory / f"controls-{task}-{split}-{problem.ablation_name}.json"
+    name = re.sub(r"[^\w.-]+", "-", Path(task).name)
+    return directory / f"controls-{name}-{split}-{ablation}.json"
 
 
 def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:

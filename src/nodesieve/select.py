@@ -93,15 +93,12 @@ def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float)
         """The last cut before the first look exceeds `most`."""
         return max(0, bisect_left(range(len(cuts)), True, key=lambda place: looked_at(place) > most) - 1)
 
-    own = None if scores.threshold is None else cuts.index(scores.threshold)
-    if own is not None and NEAR * budget < looked_at(own) <= budget:
-        middle = own
-        try_all([middle])
-    else:
+    middle = None if scores.threshold is None else cuts.index(scores.threshold)
+    if middle is None or not NEAR * budget < looked_at(middle) <= budget:
         middle = crossing(budget)
         try_all([middle])
         middle = crossing(budget - (tried[middle].kl_upper - looked_at(middle)))
-        try_all([middle])
+    try_all([middle])
     low, high = -1, len(cuts)  # everything up to `low` is taken to meet the budget, everything from `high` on to miss it
     for radius in NEARBY:
         try_all([place for place in (middle - radius, middle + radius) if 0 <= place < len(cuts)])

@@ -63,9 +63,9 @@ class Prices:
         ranks[order] = torch.arange(1, len(order) + 1) / (len(order) + 1)
         chosen = self.by_level(circuit, ranks)
         left = Circuit.of({level: mask & (chosen[level] == 0) for level, mask in circuit.masks.items()}, self.nodes)
-        return self.less(circuit, left, chosen)
+        return self.candidate(circuit, left, chosen)
 
-    def less(self, circuit: Circuit, left: Circuit, chosen: LevelTensors) -> Candidate:
+    def candidate(self, circuit: Circuit, left: Circuit, chosen: LevelTensors) -> Candidate:
         return Candidate(circuit=left, price=self.total(circuit) - self.total(left), chosen=chosen)
 
     def _own(self, level: str) -> float:

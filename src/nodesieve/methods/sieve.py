@@ -45,7 +45,7 @@ from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, up_to
 from nodesieve.parts import NOTHING, cheapest_parts, less
-from nodesieve.problem import Problem
+from nodesieve.problem import QUICK, Problem
 from nodesieve.scores import Scores, raise_ancestors
 
 ROUND = 16  # steps: batches of training examples that a round asks
@@ -55,7 +55,6 @@ CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and betwee
 TIMES = (1 / 3, 1.0, 3.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
 WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
-LOOK = 128  # validation examples for a first look; the rest for what seems good
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
@@ -168,7 +167,7 @@ class _Sieve:
 
     def begin(self) -> None:
         """Measure what there is."""
-        self._set(self._completed(self.circuit, self._measured(self.circuit, first=LOOK)))
+        self._set(self._completed(self.circuit, self._measured(self.circuit, first=QUICK)))
 
     def _set(self, kls: Tensor) -> None:
         """The KL of every validation example, (n,), at the circuit of now, or, far from the budget, of the first ones."""
@@ -245,7 +244,7 @@ class _Sieve:
                 continue
             order = torch.zeros(self.nodes.shape("head"))
             order[tuple(torch.cat([index for _, index in chosen[:count]]).unbind(-1))] = torch.arange(1, count + 1) / (count + 1)
-            candidate = self.prices.less(self.circuit, less(self.circuit, chosen[:count]), {**self.nodes.full(0.0), "head": order})
+            candidate = self.prices.candidate(self.circuit, less(self.circuit, chosen[:count]), {**self.nodes.full(0.0), "head": order})
             (look,) = self._look([candidate])
             if self._agreed(look, most):
                 self._take(look.candidate, self.round)
@@ -254,8 +253,7 @@ class _Sieve:
     def _heads(self) -> Tensor:
         """Indices of kept heads, (n, 2), layer by layer; where there are very many, of those that would be the first to go as wholes."""
         kept = self.circuit.masks["head"].nonzero()
-        costs = self.caution * self.fisher["head"] - self.gradient["head"]
-        return kept[costs[tuple(kept.unbind(-1))].argsort(stable=True)[:TRIED].sort().values]
+        return kept[self._cost("head", self.caution)[tuple(kept.unbind(-1))].argsort(stable=True)[:TRIED].sort().values]
 
     def _kls(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
         return [kl.cpu() for kl in self.learner.looks(circuits, "validation", first=first)]
@@ -285,8 +283,8 @@ class _Sieve:
                 yield from self._look([self._cheapest(share, self.caution)])
 
     def _look(self, candidates: Sequence[Candidate]) -> list[_Look]:
-        kls = self._kls([one.circuit for one in candidates], LOOK)
-        own = self.kls[:LOOK]  # on the same examples differences vary far less than either KL
+        kls = self._kls([one.circuit for one in candidates], QUICK)
+        own = self.kls[:QUICK]  # on the same examples differences vary far less than either KL
         return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
 
     def _agreed(self, look: _Look, most: float) -> bool:
@@ -302,7 +300,7 @@ class _Sieve:
     def _completed(self, circuit: Circuit, kls: Tensor) -> Tensor:
         """The KL of the first validation examples, with that of all others where the budget is near."""
         near = upper_bound(kls) > NEAR * self.config.kl_budget
-        return torch.cat([kls, self._measured(circuit, skip=LOOK)]) if near else kls
+        return torch.cat([kls, self._measured(circuit, skip=QUICK)]) if near else kls
 
     def _measured(self, circuit: Circuit, *, first: int | None = None, skip: int = 0) -> Tensor:
         """The KL of every validation example, (n,), or of the first so many, less some at the start."""
@@ -316,8 +314,11 @@ class _Sieve:
 
     def _costs(self, caution: float) -> LevelTensors:
         """Of closing each node, (*shape(level)); heads are not to go as wholes where they are not to."""
-        costs = {level: caution * self.fisher[level] - self.gradient[level] for level in self.levels}
+        costs = {level: self._cost(level, caution) for level in self.levels}
         return costs if self.wholes else {**costs, "head": torch.full_like(costs["head"], math.inf)}
+
+    def _cost(self, level: str, caution: float) -> Tensor:
+        return caution * self.fisher[level] - self.gradient[level]
 
     def _take(self, taken: Candidate, since: float) -> None:
         """`since`: when it began, in rounds; half a round is for the trial of heads that may come first, half for what goes then."""
