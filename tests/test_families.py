@@ -87,6 +87,27 @@ def test_circuits_that_agree_up_to_a_layer_share_what_lies_below(any_model: Gate
     assert ran == [3] * last + [4]
 
 
+def test_a_pass_goes_on_from_layers_that_have_run(any_model: GatedModel) -> None:
+    clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
+    values = any_model.record(corrupted)
+    generator = torch.Generator().manual_seed(2)
+    gates = {level: (torch.rand(any_model.nodes.shape(level), generator=generator) > 0.2).float() for level in LEVELS}
+    last = any_model.nodes.layers - 1
+    changed = {level: z.clone() for level, z in gates.items()}
+    changed["mlp_output"][last] = 1 - gates["mlp_output"][last]
+    with torch.no_grad():
+        whole = any_model.gated_logits(clean, changed, values)
+        with any_model.listening() as outputs:
+            before = any_model.gated_logits(clean, gates, values)
+        with any_model.going_on(outputs[:last]), any_model.listening() as again:
+            found = any_model.gated_logits(clean, changed, values)
+    assert torch.equal(found, whole)
+    assert not torch.equal(found, before)
+    assert len(outputs) == len(again) == any_model.nodes.layers
+    assert all(one is other for one, other in zip(outputs[:last], again, strict=False))  # handed out, not computed
+    assert all("forward" not in places.layer.__dict__ for places in any_model.architecture.places)
+
+
 def test_a_last_layer_that_works_at_the_answer_alone_changes_nothing(any_model: GatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
     generator = torch.Generator().manual_seed(2)

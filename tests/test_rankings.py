@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
 from nodesieve.discovery import discover
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
+from nodesieve.methods.greedy import EXAMPLES, _Search
+from nodesieve.nodes import NodeSpace
 from nodesieve.problem import make_problem
 from nodesieve.run import RunJournal
 from nodesieve.size_curve import UNITS, cut
@@ -37,6 +40,18 @@ def test_greedy_goes_from_the_last_node_back() -> None:
     layers = [index[1] for index in first]
     assert layers == sorted(layers, reverse=True)  # nothing but the plant costs anything: all the rest goes in the first sweep
     assert not planted & set(first)
+
+
+def test_greedy_measures_what_a_whole_pass_would() -> None:
+    """Though a visit begins at its own layer."""
+    problem, config = make_problem(planted_model(), planted_task(), make_config({})), make_config({"kl_budget": BUDGET})
+    search = _Search(problem, config)
+    for node in search.left:
+        search.visit(node)
+        closed = Circuit.of({**Circuit.whole(problem.nodes).masks, **_kept(problem.nodes, search.gone)}, problem.nodes)
+        (kls,) = problem.losses([closed], "train", first=EXAMPLES)
+        assert search.kl == pytest.approx(float(kls.mean()), abs=1e-6)
+    assert search.gone
 
 
 def test_nested_ranks_the_plant_first_at_every_size() -> None:
@@ -65,6 +80,13 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path) -
     again = METHODS[method](problem, config, RunJournal(tmp_path))
     for level in whole.levels:
         torch.testing.assert_close(again.values[level], whole.values[level])
+
+
+def _kept(nodes: NodeSpace, gone: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    masks = {level: torch.ones(nodes.shape(level), dtype=torch.bool) for level in ("head", "mlp_block")}
+    for layer, head in gone:
+        masks["mlp_block" if head < 0 else "head"][(layer,) if head < 0 else (layer, head)] = False
+    return masks
 
 
 def _all(values: torch.Tensor) -> list[tuple[int, ...]]:

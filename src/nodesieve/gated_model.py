@@ -24,7 +24,7 @@ from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, resolve
 from nodesieve.batches import Tokens
 from nodesieve.gating import Gating
-from nodesieve.hooks import checkpointed, forward_as, hooked
+from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
@@ -209,6 +209,14 @@ class GatedModel:
             except Entered as entered:
                 return entered.stream
         raise AssertionError("layer 0 was not called")
+
+    def listening(self) -> AbstractContextManager[list[Any]]:
+        """Inside, what each layer returns is kept, layer by layer: for `going_on`."""
+        return listening([places.layer for places in self.architecture.places])
+
+    def going_on(self, outputs: Sequence[Any]) -> AbstractContextManager[None]:
+        """Inside, passes over the same prompts leave out the first layers, of which these are the outputs; those must be what they would be."""
+        return handing_out([places.layer for places in self.architecture.places[: len(outputs)]], outputs)
 
     def start(self, clean: Tokens, corrupted: Tokens) -> int:
         """How many leading positions gated passes may leave out, since nothing differs there."""

@@ -99,6 +99,29 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
             module.forward = before
 
 
+@contextmanager
+def handing_out(modules: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
+    """Each module returns what is given for it, whatever enters."""
+
+    def handed(output: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return output
+
+    with ExitStack() as stack:
+        for module, output in zip(modules, outputs, strict=True):
+            stack.enter_context(forward_as(module, partial(handed, output)))
+        yield
+
+
+@contextmanager
+def listening(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """What each module returned, in the order in which they were called."""
+    heard: list[Any] = []
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(lambda _module, _args, output: heard.append(output)).remove)
+        yield heard
+
+
 def checkpointed(forward: Callable[..., Any], again: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
     """`forward` computed again in the backward pass, inside `again()`, since by then what was around it is gone."""
     return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again()))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nodesieve.ablations import Activations, Corrupted, Recorder, Routed
 from nodesieve.gating import Gating
-from nodesieve.hooks import checkpointed, forward_as
+from nodesieve.hooks import checkpointed, forward_as, handing_out
 
 Layers = Sequence[nn.Module]
 
@@ -75,13 +75,9 @@ class Lockstep:
                 stack.enter_context(forward_as(layer, partial(self._advance, number, layer.forward)))
             yield
 
-    @contextmanager
-    def finishing(self, layers: Layers, which: int) -> Iterator[None]:
+    def finishing(self, layers: Layers, which: int) -> AbstractContextManager[None]:
         """The layers' forward passes hand out the last stream of one of the other gatings, whatever enters."""
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.enter_context(forward_as(layer, lambda *_args, **_kwargs: self._raw[which]))
-            yield
+        return handing_out(layers, [self._raw[which]] * len(layers))
 
     def _advance(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden, *rest = args if args else (kwargs.pop("hidden_states"),)

@@ -4,11 +4,15 @@ A sweep visits what is still open, from the last layer to the first, and closes 
 KL over the first `EXAMPLES` training examples. ACDC makes one sweep at a tolerance of the user's choice; here sweeps follow one another,
 each with twice the tolerance, until the KL is well over the budget. So one run gives the circuits of many tolerances: a node's score says when
 it went, and selection draws the line on validation data as for every method. Nothing finer than heads and MLP blocks is looked at.
+
+What enters a layer stays as it is for the length of a sweep, since only later layers have changed: it is kept, and a visit begins there.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +76,7 @@ class _Search:
             self._batches.append((batch, problem.model.logits(batch.clean), held))
         layers = range(self.nodes.layers - 1, -1, -1)
         self.left = [node for layer in layers for node in ((layer, -1), *((layer, head) for head in range(self.nodes.heads - 1, -1, -1)))]
+        self._outputs: list[list[Any]] = []  # of each layer, a batch, as they were when the sweep began
         self.left = [node for node in self.left if ("mlp_block" if node[1] < 0 else "head") in config.levels]
         self._all = len(self.left)
         self.gone: list[_Node] = []
@@ -86,7 +91,9 @@ class _Search:
 
     @torch.no_grad()
     def visit(self, node: _Node) -> None:
-        kl = self._measure([*self.gone, node])
+        if not self._outputs:
+            self._outputs = self._listen()
+        kl = self._measure([*self.gone, node], since=node[0])
         if kl - self.kl <= self.tolerance:
             self.gone.append(node)
             self.kl = kl
@@ -97,17 +104,28 @@ class _Search:
         self.left = [node for node in self.left if node not in gone]
         self.place = 0
         self.tolerance *= 2
+        self._outputs = []
 
-    def _measure(self, closed: list[_Node]) -> float:
-        model = self._learner.model
-        gates = {level: z.to(model.device) for level, z in self._masks(closed).items()}
+    def _listen(self) -> list[list[Any]]:
+        model, gates = self._learner.model, self._gates(self.gone)
+        found = []
+        for batch, _, values in self._batches:
+            with model.listening() as outputs:
+                model.gated_logits(batch.clean, gates, values)
+            found.append(outputs)
+        return found
+
+    def _measure(self, closed: Sequence[_Node], *, since: int) -> float:
+        """The mean KL; layers before `since` are as they were when the sweep began."""
+        model, gates = self._learner.model, self._gates(closed)
         total = 0.0
-        for batch, full, values in self._batches:
-            total += float(self._learner.objective(full, model.gated_logits(batch.clean, gates, values), batch).sum())
+        for (batch, full, values), outputs in zip(self._batches, self._outputs, strict=True):
+            with model.going_on(outputs[:since]):
+                total += float(self._learner.objective(full, model.gated_logits(batch.clean, gates, values), batch).sum())
         return total / sum(len(batch.answers) for batch, _, _ in self._batches)
 
-    def _masks(self, closed: list[_Node]) -> LevelTensors:
-        gates = self.nodes.full(1.0)
+    def _gates(self, closed: Sequence[_Node]) -> LevelTensors:
+        gates = self.nodes.full(1.0, device=self._learner.model.device)
         for layer, head in closed:
             if head < 0:
                 gates["mlp_block"][layer] = 0
