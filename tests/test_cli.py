@@ -171,7 +171,7 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     [
         (["discover", "--steps", "0"], "option steps: input should be greater than or equal to 1, got 0"),
         (["discover", "--steps", "many"], "'many' is not a valid integer"),
-        (["discover", "--levels", "head,brain"], "expected different names from layer"),
+        (["discover", "--levels", "head,brain"], "mlp_output, embedding, got head, brain\n"),
         (["discover", "--penalties", "head"], "expected LEVEL=NUMBER pairs"),
         (["discover", "--penalties", "brain=1"], "expected level names"),
         (["discover", "--kl-budget", "-1"], "greater than 0, got -1"),
@@ -199,6 +199,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_no_command_at_all_gets_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nodesieve() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Usage: ")
+    assert any(line.split()[:1] == ["discover"] for line in lines)
 
 
 def test_a_run_is_not_overwritten_unless_asked(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,9 @@ def main() -> None:
             code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned
     except click.exceptions.Exit as stop:
         code = stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:

@@ -209,7 +209,8 @@ def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "options"
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"option {name}: {message[0].lower() + message[1:]}, got {first['input']!r}" if first["loc"] else message) from error
+        came = "" if first["type"] == "value_error" else f", got {first['input']!r}"  # our own messages say it themselves
+        raise UserError(f"option {name}: {message[0].lower() + message[1:]}{came}" if first["loc"] else message) from error
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
