@@ -1,4 +1,4 @@
-"""`greedy` and `nested`: what they find on a model whose circuit is known, and that they go on where they were stopped."""
+"""What `greedy` and `nested` find on a model whose circuit is known, and that rankings go on where they were stopped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
 from nodesieve.discovery import discover
-from nodesieve.journal import Journal
+from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
+from nodesieve.methods.gradients import IG_LEVELS
 from nodesieve.methods.greedy import EXAMPLES, _Search
 from nodesieve.nodes import NodeSpace
 from nodesieve.problem import make_problem
@@ -80,6 +81,34 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(method: str, tmp_path: Path) -
     again = METHODS[method](problem, config, RunJournal(tmp_path))
     for level in whole.levels:
         torch.testing.assert_close(again.values[level], whole.values[level])
+
+
+@pytest.mark.parametrize("levels_through", [3, IG_LEVELS])
+def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_path: Path) -> None:
+    config = make_config({"kl_budget": BUDGET, "method": "gate_gradient_ig", "batch_size": 8})
+    whole = make_problem(planted_model(), planted_task(), make_config({}))
+    scores = METHODS["gate_gradient_ig"](whole, config, Journal())
+
+    class Stopping(RunJournal):
+        saved = 0
+
+        def save(self, state: State, *, part: str = SCORING) -> None:
+            super().save(state, part=part)
+            self.saved += 1
+            self.stopping = self.saved == levels_through
+
+    stopped, resumed = (make_problem(planted_model(), planted_task(), make_config({})) for _ in range(2))
+    if levels_through < IG_LEVELS:
+        with pytest.raises(KeyboardInterrupt):
+            METHODS["gate_gradient_ig"](stopped, config, Stopping(tmp_path))
+    else:
+        METHODS["gate_gradient_ig"](stopped, config, Stopping(tmp_path))
+    before = stopped.model.passes.backward
+    again = METHODS["gate_gradient_ig"](resumed, config, RunJournal(tmp_path))
+    for level in scores.levels:
+        assert torch.equal(again.values[level], scores.values[level])
+    assert resumed.model.passes.backward == whole.model.passes.backward  # what came before scoring was read again
+    assert before >= whole.model.passes.backward * levels_through / IG_LEVELS
 
 
 def _kept(nodes: NodeSpace, gone: list[tuple[int, int]]) -> dict[str, torch.Tensor]:

@@ -42,6 +42,11 @@ class Passes:
     forward: int = 0
     backward: int = 0
 
+    def add(self, before: Mapping[str, int]) -> None:
+        """Those of before a stop."""
+        self.forward += before["forward"]
+        self.backward += before["backward"]
+
 
 class GatedModel:
     """Runs `model` plainly, recorded or gated; always returns logits at the answer position only.

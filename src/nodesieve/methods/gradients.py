@@ -18,11 +18,14 @@ score among its descendants. As wholes, heads and MLP blocks are scored by the s
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
+
 import torch
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
-from nodesieve.journal import Journal
+from nodesieve.journal import Journal, State
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
 from nodesieve.metrics import logit_difference
@@ -50,14 +53,19 @@ def gate_gradient_ig(problem: Problem, config: DiscoverConfig, journal: Journal)
 
 
 def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_levels: GateLevel) -> Scores:
-    """Averaged over examples and gate levels, the same examples at each."""
+    """Averaged over examples and gate levels, the same examples at each; goes on after the last gate level that was through."""
     nodes = problem.nodes
     if any(not example.distractors for example in problem.task["train"].examples):
         raise UserError(f"--method {config.method} expects distractors, since it follows the logit difference; got examples without")
     levels = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels and level in nodes.levels]
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     count = min(EXAMPLES // len(gate_levels), len(problem.task["train"]))
-    for gate_level in gate_levels:
+    done, began, state = 0, time.monotonic(), journal.load()
+    if state is not None:
+        done, began = state.numbers["done"], began - state.numbers["seconds"]
+        problem.model.passes.add(state.numbers["passes"])
+        total = {level: x.to(problem.model.device) for level, x in state.tensors.items()}
+    for number, gate_level in enumerate(gate_levels[done:], done + 1):
         batches = gate_gradients(
             problem,
             config,
@@ -71,6 +79,9 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
         for (gradients,) in batches:
             for level, gradient in gradients.items():
                 total[level] += gradient.sum(0) / (count * len(gate_levels))
+        numbers = {"step": 0, "done": number, "seconds": time.monotonic() - began, "passes": asdict(problem.model.passes)}
+        journal.save(State(tensors=total, numbers=numbers))
+    journal.seconds = time.monotonic() - began
     signed = {level: value.cpu() for level, value in total.items()}
     scored = {level: signed[level] for level in levels}
     wholes = {"head": signed["head_dim"].sum(-1), "mlp_block": signed["mlp_neuron"].sum(-1) + signed["expert"].sum(-1)}

@@ -291,8 +291,7 @@ class _Run:
     def restore(self, state: State) -> None:
         self.step, self.seconds, self.best_size = (state.numbers[name] for name in ("step", "seconds", "best_size"))
         self.controller.restore(state.numbers["controller"])
-        self.problem.model.passes.forward += state.numbers["passes"]["forward"]
-        self.problem.model.passes.backward += state.numbers["passes"]["backward"]
+        self.problem.model.passes.add(state.numbers["passes"])
         put_back(self.adam, self.log_alpha, state.tensors, step=self.step)
         for level, x in self.log_alpha.items():
             with torch.no_grad():

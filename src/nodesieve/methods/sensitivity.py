@@ -86,5 +86,5 @@ def gate_gradients(
         yield found
         done += size
         journal.progress(done, len(index))
-        if journal.stopping:  # nothing to resume from: it takes no longer to begin anew
+        if journal.stopping:
             raise KeyboardInterrupt

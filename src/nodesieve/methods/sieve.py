@@ -360,8 +360,7 @@ class _Sieve:
             setattr(self, name, numbers[name])
         tensors = dict(state.tensors)
         self._set(tensors.pop("kls"))
-        self.problem.model.passes.forward += numbers["passes"]["forward"]
-        self.problem.model.passes.backward += numbers["passes"]["backward"]
+        self.problem.model.passes.add(numbers["passes"])
         groups: dict[str, LevelTensors] = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
         for name, tensor in tensors.items():
             group, level = name.split(".")
