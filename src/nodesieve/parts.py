@@ -12,39 +12,39 @@ import torch
 from torch import Tensor
 
 from nodesieve.circuit import Circuit
-from nodesieve.problem import QUICK
+from nodesieve.problem import QUICK, Problem
 
 Part = tuple[str, Tensor]  # a level, and indices of nodes of it, (n, dimensions of the level)
-Look = Callable[[Sequence[Circuit], int], list[Tensor]]  # the KL of each circuit on so many validation examples, (n,)
 
 FEW = 32  # examples that say in which order parts go; `QUICK` say how many
 NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
 
 
-def cheapest_parts(start: Circuit, parts: Sequence[Part], look: Look, *, most: float, goes_on: Callable[[int, int], bool]) -> list[Part]:
+def cheapest_parts(start: Circuit, parts: Sequence[Part], problem: Problem, *, most: float, goes_on: Callable[[int, int], bool]) -> list[Part]:
     """As many parts, the cheapest for their number of nodes first, as together raise the KL by no more than `most`.
 
     Args:
+        problem: whose validation data is looked at.
         goes_on: told how many parts of how many have been closed alone; where it says no, nothing is to go.
     """
     if not parts:
         return []
     costs: list[float] = []
-    (own,) = look([start], FEW)
+    (own,) = problem.looks([start], "validation", first=FEW)
     for place in range(0, len(parts), WIDTH):
-        costs += _rises([less(start, [part]) for part in parts[place : place + WIDTH]], own, look)
+        costs += _rises([less(start, [part]) for part in parts[place : place + WIDTH]], own, problem)
         if not goes_on(len(costs), len(parts)):
             return []
     worth = [rise / len(index) for rise, (_, index) in zip(costs, parts, strict=True)]
     order = [parts[place] for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
     if not order:
         return []
-    (own,) = look([start], QUICK)
+    (own,) = problem.looks([start], "validation", first=QUICK)
     low, high = 0, len(order) + 1  # `low` may go, `high` may not
     while high - low > 1:
         middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
-        for count, rise in zip(middle, _rises([less(start, order[:count]) for count in middle], own, look), strict=True):
+        for count, rise in zip(middle, _rises([less(start, order[:count]) for count in middle], own, problem), strict=True):
             low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
     return order[:low]
 
@@ -54,6 +54,6 @@ def less(circuit: Circuit, parts: Sequence[Part]) -> Circuit:
     return circuit.without({level: torch.cat([index for name, index in parts if name == level]) for level in levels})
 
 
-def _rises(circuits: Sequence[Circuit], own: Tensor, look: Look) -> list[float]:
+def _rises(circuits: Sequence[Circuit], own: Tensor, problem: Problem) -> list[float]:
     """How much the KL of each is above that of now, which `own` holds of some examples."""
-    return [float((kl - own).mean()) for kl in look(circuits, len(own))]
+    return [float((kl - own).mean()) for kl in problem.looks(circuits, "validation", first=len(own))]

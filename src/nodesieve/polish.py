@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
@@ -106,7 +105,7 @@ class _Polisher:
                 raise KeyboardInterrupt
             return time.monotonic() <= until
 
-        chosen = cheapest_parts(start, list(self._parts(stage)), self._look, most=most, goes_on=goes_on)
+        chosen = cheapest_parts(start, list(self._parts(stage)), self.learner, most=most, goes_on=goes_on)
         return any(count and self._closed(less(start, chosen[:count]), most=most) for count in (len(chosen), len(chosen) // 2))
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
@@ -123,9 +122,6 @@ class _Polisher:
                     values = scores.values[level][layer][tuple(kept.unbind(-1))]
                     lowest = kept[values.argsort(stable=True)[:count]]
                     yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
-
-    def _look(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
-        return self.learner.looks(circuits, "validation", first=first)
 
     def _closed(self, circuit: Circuit, *, most: float) -> bool:
         """Go on with it if all of the validation data allows it."""

@@ -122,10 +122,11 @@ class Problem:
         return [torch.cat(row)[_order(batches)] for row in rows]
 
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[Tensor]:
-        """`losses` by the fastest way, to compare circuits: cut, and with what is remembered of the split, to 16 bits. Not for numbers to report."""
+        """`losses` by the fastest way, on the CPU, to compare circuits: cut, and with what is remembered of the split, to 16 bits. Not for numbers to
+        report."""
         if self.remember is not None and split not in self._remembered:
             self._remembered[split] = self.remember(self, split)
-        return self.losses(circuits, split, first=first, skip=skip, cut=True, values=self._remembered.get(split))
+        return [kl.cpu() for kl in self.losses(circuits, split, first=first, skip=skip, cut=True, values=self._remembered.get(split))]
 
     def cut(self, alive: Mapping[str, Tensor], *, keep: bool = True) -> Shrunk:
         """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed.

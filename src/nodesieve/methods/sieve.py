@@ -237,7 +237,7 @@ class _Sieve:
 
         most = min(self.config.kl_budget - self.kl_upper, NOTHING * self.config.kl_budget)
         heads = [("head", index.unsqueeze(0)) for index in self._heads()] if "head" in self.levels and most >= 0 else []
-        chosen = cheapest_parts(self.circuit, heads, self._kls, most=most, goes_on=goes_on)
+        chosen = cheapest_parts(self.circuit, heads, self.learner, most=most, goes_on=goes_on)
         self.tried = self.round
         for count in (len(chosen), len(chosen) // 2):
             if not count:
@@ -254,9 +254,6 @@ class _Sieve:
         """Indices of kept heads, (n, 2), layer by layer; where there are very many, of those that would be the first to go as wholes."""
         kept = self.circuit.masks["head"].nonzero()
         return kept[self._cost("head", self.caution)[tuple(kept.unbind(-1))].argsort(stable=True)[:TRIED].sort().values]
-
-    def _kls(self, circuits: Sequence[Circuit], first: int) -> list[Tensor]:
-        return [kl.cpu() for kl in self.learner.looks(circuits, "validation", first=first)]
 
     def _taken(self, most: float) -> Candidate | None:
         """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
@@ -283,7 +280,7 @@ class _Sieve:
                 yield from self._look([self._cheapest(share, self.caution)])
 
     def _look(self, candidates: Sequence[Candidate]) -> list[_Look]:
-        kls = self._kls([one.circuit for one in candidates], QUICK)
+        kls = self.learner.looks([one.circuit for one in candidates], "validation", first=QUICK)
         own = self.kls[:QUICK]  # on the same examples differences vary far less than either KL
         return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
 
@@ -307,7 +304,7 @@ class _Sieve:
         if skip >= len(self.problem.task["validation"]):
             return torch.zeros(0)
         (kls,) = self.learner.looks([circuit], "validation", first=first, skip=skip)
-        return kls.cpu()
+        return kls
 
     def _cheapest(self, share: float, caution: float) -> Candidate:
         return self.prices.cheapest(self.circuit, self._costs(caution), share)
