@@ -22,7 +22,7 @@ $(VENV)/.model: $(VENV)/.installed
 	touch $@
 
 demo: model
-	$(BIN)/nodesieve discover --task ioi --max-minutes 11 --out runs/demo --overwrite
+	$(BIN)/nodesieve discover --task ioi --max-minutes 9 --out runs/demo --overwrite
 
 lint: setup
 	$(BIN)/ruff check .
