@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,7 @@ def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_p
             self.stopping = self.saved == levels_through
 
     stopped, resumed = (make_problem(planted_model(), planted_task(), make_config({})) for _ in range(2))
-    if levels_through < IG_LEVELS:
-        with pytest.raises(KeyboardInterrupt):
-            METHODS["gate_gradient_ig"](stopped, config, Stopping(tmp_path))
-    else:
+    with pytest.raises(KeyboardInterrupt) if levels_through < IG_LEVELS else nullcontext():
         METHODS["gate_gradient_ig"](stopped, config, Stopping(tmp_path))
     before = stopped.model.passes.backward
     again = METHODS["gate_gradient_ig"](resumed, config, RunJournal(tmp_path))

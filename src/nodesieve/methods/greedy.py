@@ -76,7 +76,6 @@ class _Search:
             self._batches.append((batch, problem.model.logits(batch.clean), held))
         layers = range(self.nodes.layers - 1, -1, -1)
         self.left = [node for layer in layers for node in ((layer, -1), *((layer, head) for head in range(self.nodes.heads - 1, -1, -1)))]
-        self._outputs: list[list[Any]] = []  # of each layer, a batch, as they were when the sweep began
         self.left = [node for node in self.left if ("mlp_block" if node[1] < 0 else "head") in config.levels]
         self._all = len(self.left)
         self.gone: list[_Node] = []
@@ -84,6 +83,7 @@ class _Search:
         self.tolerance = FIRST_TOLERANCE * config.kl_budget
         self.kl = 0.0
         self.seconds = 0.0
+        self._outputs: list[list[Any]] = []  # of each layer, a batch, as they were when the sweep began
 
     @property
     def share(self) -> float:
