@@ -11,7 +11,7 @@ import torch
 from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
 from nodesieve.discovery import discover
-from nodesieve.journal import SCORING, Journal, State
+from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
 from nodesieve.methods.gradients import IG_LEVELS
@@ -46,14 +46,29 @@ def test_greedy_goes_from_the_last_node_back() -> None:
 
 def test_greedy_measures_what_a_whole_pass_would() -> None:
     """Though a visit begins at its own layer."""
-    problem, config = make_problem(planted_model(), planted_task(), make_config({})), make_config({"kl_budget": BUDGET})
+    problem, config = make_problem(planted_model(), planted_task(), make_config({})), make_config({"kl_budget": BUDGET, "learning_dtype": "float32"})
     search = _Search(problem, config)
+    search.begin()
     for node in search.left:
         search.visit(node)
         closed = Circuit.of({**Circuit.whole(problem.nodes).masks, **_kept(problem.nodes, search.gone)}, problem.nodes)
         (kls,) = problem.losses([closed], "train", first=EXAMPLES)
         assert search.kl == pytest.approx(float(kls.mean()), abs=1e-6)
     assert search.gone
+
+
+def test_greedy_does_not_charge_nodes_for_rounding() -> None:
+    """Which, in 16 bits, costs more than the first sweep allows a node."""
+    swept = []
+    for dtype in ("float32", "bfloat16"):
+        problem = make_problem(planted_model(), planted_task(), make_config({}))
+        search = _Search(problem, make_config({"kl_budget": BUDGET, "learning_dtype": dtype}))
+        search.begin()
+        for node in search.left:
+            search.visit(node)
+        swept.append(search.gone)
+    assert search.kl > search.tolerance
+    assert swept[0] == swept[1]
 
 
 def test_nested_ranks_the_plant_first_at_every_size() -> None:
@@ -99,14 +114,44 @@ def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_p
             self.stopping = self.saved == levels_through
 
     stopped, resumed = (make_problem(planted_model(), planted_task(), make_config({})) for _ in range(2))
+    stopping = Stopping(tmp_path)
+    stopping.passes = stopped.model.passes
     with pytest.raises(KeyboardInterrupt) if levels_through < IG_LEVELS else nullcontext():
-        METHODS["gate_gradient_ig"](stopped, config, Stopping(tmp_path))
+        METHODS["gate_gradient_ig"](stopped, config, stopping)
     before = stopped.model.passes.backward
-    again = METHODS["gate_gradient_ig"](resumed, config, RunJournal(tmp_path))
+    journal = RunJournal(tmp_path)
+    journal.passes = resumed.model.passes
+    again = METHODS["gate_gradient_ig"](resumed, config, journal)
     for level in scores.levels:
         assert torch.equal(again.values[level], scores.values[level])
-    assert resumed.model.passes.backward == whole.model.passes.backward  # what came before scoring was read again
+    assert resumed.model.passes == whole.model.passes
     assert before >= whole.model.passes.backward * levels_through / IG_LEVELS
+
+
+@pytest.mark.parametrize("part", [SCORING, POLISHING])
+def test_a_run_that_was_stopped_reports_all_that_it_has_read(part: str, tmp_path: Path) -> None:
+    config = make_config({"kl_budget": BUDGET, "method": "greedy", "polish": True})
+
+    class Stopping(RunJournal):
+        """After five nodes, or one stage."""
+
+        saved = 0
+
+        def progress(self, step: int, total: int, **facts: float) -> None:
+            self.stopping = self.stopping or (part == SCORING and step == 5)
+
+        def save(self, state: State, *, part: str = SCORING) -> None:
+            super().save(state, part=part)
+            self.saved += part == POLISHING
+            self.stopping = self.stopping or self.saved == 1
+
+    whole = discover(planted_model(), planted_task(), config)
+    with pytest.raises(KeyboardInterrupt):
+        discover(planted_model(), planted_task(), config, journal=Stopping(tmp_path))
+    resumed = discover(planted_model(), planted_task(), config, journal=RunJournal(tmp_path))
+    assert resumed.circuit.fingerprint == whole.circuit.fingerprint
+    assert resumed.metrics["passes"]["backward"] == whole.metrics["passes"]["backward"]
+    assert resumed.metrics["passes"]["forward"] >= whole.metrics["passes"]["forward"]  # what a state does not hold is read again
 
 
 def _kept(nodes: NodeSpace, gone: list[tuple[int, int]]) -> dict[str, torch.Tensor]:

@@ -62,6 +62,7 @@ def discover(
     config = config or DiscoverConfig()
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
+    journal.passes = problem.model.passes
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
     for line in _examples_in_words(problem):

@@ -13,7 +13,6 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from nodesieve.batches import Tokens
 from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
+from nodesieve.journal import Passes
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start
@@ -33,19 +33,6 @@ from nodesieve.shrink import Cutter, Shrunk, find_cutter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass
-class Passes:
-    """How many prompts have been read, and how many of them backwards too."""
-
-    forward: int = 0
-    backward: int = 0
-
-    def add(self, before: Mapping[str, int]) -> None:
-        """Those of before a stop."""
-        self.forward += before["forward"]
-        self.backward += before["backward"]
 
 
 class GatedModel:

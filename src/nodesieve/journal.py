@@ -33,6 +33,19 @@ class State:
 
 
 @dataclass
+class Passes:
+    """How many prompts have been read, and how many of them backwards too."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def raise_to(self, before: Mapping[str, int]) -> None:
+        """At least those of before a stop."""
+        self.forward = max(self.forward, before["forward"])
+        self.backward = max(self.backward, before["backward"])
+
+
+@dataclass
 class Journal:
     """Keeps history in memory, saves nothing, never stops. Subclass it to do more."""
 
@@ -41,6 +54,7 @@ class Journal:
     phase: str = ""
     seconds: float | None = None  # that scoring took, from a method that counts them over a stop
     scratch: Path | None = None  # where large temporary files may go
+    passes: Passes = field(default_factory=Passes)  # of the run, kept beside every state
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)

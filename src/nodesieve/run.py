@@ -16,7 +16,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ class RunJournal(Journal):
     def save(self, state: State, *, part: str = SCORING) -> None:
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, scratch, metadata={"numbers": json.dumps(dict(state.numbers))})
+            save_file(tensors, scratch, metadata={"numbers": json.dumps({**state.numbers, "passes": asdict(self.passes)})})
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
@@ -205,6 +205,7 @@ class RunJournal(Journal):
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
+        self.passes.raise_to(numbers.pop("passes"))
         if part != SCORING:
             return State(tensors=tensors, numbers=numbers)
         lines = (self.directory / HISTORY).read_text("utf-8").splitlines() if (self.directory / HISTORY).is_file() else []

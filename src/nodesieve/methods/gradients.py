@@ -19,7 +19,6 @@ score among its descendants. As wholes, heads and MLP blocks are scored by the s
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
 import torch
 
@@ -63,7 +62,6 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
     done, began, state = 0, time.monotonic(), journal.load()
     if state is not None:
         done, began = state.numbers["done"], began - state.numbers["seconds"]
-        problem.model.passes.add(state.numbers["passes"])
         total = {level: x.to(problem.model.device) for level, x in state.tensors.items()}
     for number, gate_level in enumerate(gate_levels[done:], done + 1):
         batches = gate_gradients(
@@ -79,7 +77,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
         for (gradients,) in batches:
             for level, gradient in gradients.items():
                 total[level] += gradient.sum(0) / (count * len(gate_levels))
-        numbers = {"step": 0, "done": number, "seconds": time.monotonic() - began, "passes": asdict(problem.model.passes)}
+        numbers = {"step": 0, "done": number, "seconds": time.monotonic() - began}
         journal.save(State(tensors=total, numbers=numbers))
     journal.seconds = time.monotonic() - began
     signed = {level: value.cpu() for level, value in total.items()}

@@ -43,7 +43,9 @@ def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         raise UserError(f"--method greedy expects --levels with some of {', '.join(VISITED)}, got {', '.join(config.levels)}")
     search = _Search(problem, config)
     state = journal.load()
-    if state is not None:
+    if state is None:
+        search.begin()
+    else:
         search.restore(state)
     began = time.monotonic() - search.seconds
     visits = 0
@@ -84,6 +86,11 @@ class _Search:
         self.kl = 0.0
         self.seconds = 0.0
         self._outputs: list[list[Any]] = []  # of each layer, a batch, as they were when the sweep began
+
+    def begin(self) -> None:
+        """Measure the whole model: rounding, where gates are learned in 16 bits, costs more than the first nodes may."""
+        self._outputs = self._listen()
+        self.kl = self._measure([], since=0)
 
     @property
     def share(self) -> float:

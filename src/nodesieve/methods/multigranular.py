@@ -16,7 +16,6 @@ The scores are the log_alphas: a node is open iff its log_alpha is above 0. Draw
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -284,14 +283,12 @@ class _Run:
                 "seconds": self.seconds,
                 "best_size": self.best_size,
                 "controller": self.controller.state(),
-                "passes": asdict(self.problem.model.passes),
             },
         )
 
     def restore(self, state: State) -> None:
         self.step, self.seconds, self.best_size = (state.numbers[name] for name in ("step", "seconds", "best_size"))
         self.controller.restore(state.numbers["controller"])
-        self.problem.model.passes.add(state.numbers["passes"])
         put_back(self.adam, self.log_alpha, state.tensors, step=self.step)
         for level, x in self.log_alpha.items():
             with torch.no_grad():

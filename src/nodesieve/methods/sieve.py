@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
 
@@ -347,7 +347,6 @@ class _Sieve:
     def state(self) -> State:
         groups = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
         numbers = {"step": self.step, **{name: getattr(self, name) for name in NUMBERS}}
-        numbers |= {"passes": asdict(self.problem.model.passes)}
         tensors = {f"{group}.{level}": x for group, parts in groups.items() for level, x in parts.items()}
         return State(tensors={"kls": self.kls, **tensors}, numbers=numbers)
 
@@ -357,7 +356,6 @@ class _Sieve:
             setattr(self, name, numbers[name])
         tensors = dict(state.tensors)
         self._set(tensors.pop("kls"))
-        self.problem.model.passes.add(numbers["passes"])
         groups: dict[str, LevelTensors] = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
         for name, tensor in tensors.items():
             group, level = name.split(".")
