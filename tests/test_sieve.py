@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from planted import PLANTED, kept, planted_model, planted_task
+from test_cache import make_problem as random_problem
 
 BUDGET = 0.1
 
@@ -106,14 +106,13 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Pa
 
 @pytest.fixture
 def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
-    """A share of 0.35, where a share costs what it is, and caution 90 less than all others."""
+    """A share of 0.35, where a share costs what it is, without whole heads, and caution 40 less than all others."""
 
-    def cheapest(run: _Sieve, share: float, caution: float) -> Candidate:
-        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(caution)})
+    def cheapest(run: _Sieve, share: float, caution: float, *, wholes: bool = True) -> Candidate:
+        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.zeros(1), "head_dim": torch.tensor(caution)})
 
-    def look(run: _Sieve, candidates: Sequence[Candidate]) -> list[_Look]:
-        costs = [one.price * (1 + abs(math.log(float(one.chosen["head"]) / 90))) for one in candidates]
-        return [_Look(candidate=one, kls=torch.zeros(0), rise=cost) for one, cost in zip(candidates, costs, strict=True)]
+    def look(run: _Sieve, one: Candidate) -> _Look:
+        return _Look(candidate=one, kls=torch.zeros(0), rise=one.price * (1 + abs(math.log(float(one.chosen["head_dim"]) / 40))))
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
     monkeypatch.setattr(_Sieve, "_look", look)
@@ -122,33 +121,59 @@ def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
     return run
 
 
-@pytest.mark.parametrize(("allowed", "times"), [(0.9, 4.0), (0.35, 2.0), (0.15, 1.4), (0.11, 1.0), (0.05, 0.45), (0.009, None)])
+TWICE_OFF = 1 + math.log(2)  # what a share costs, by its price, at half or twice the best caution
+
+
+@pytest.mark.parametrize(
+    ("allowed", "share"),
+    [
+        (0.9, 0.1 * 4.0),
+        (0.35, 0.1 * 2.0),
+        (0.15, 0.15 / TWICE_OFF * 1.4),  # the share was too large at the caution of before: first, one that would have fitted
+        (0.05, 0.05 / TWICE_OFF * 1.4),
+        (0.009, 0.01 * 0.7),
+        (0.0009, None),
+    ],
+)
 def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
-    made_up: _Sieve, monkeypatch: pytest.MonkeyPatch, allowed: float, times: float | None
+    made_up: _Sieve, monkeypatch: pytest.MonkeyPatch, allowed: float, share: float | None
 ) -> None:
     monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
     made_up.share = 0.1
     made_up._taken(10.0)
-    assert made_up.caution == 30.0
+    assert made_up.caution == 20.0
     taken = made_up._taken(allowed)
-    assert made_up.caution == 90.0
-    assert (taken and taken.price) == (times and pytest.approx(0.1 * times))
+    assert made_up.caution == 40.0
+    assert (taken and taken.price) == (share and pytest.approx(share))
 
 
-@pytest.mark.parametrize("times", [3.0, 0.3])
-def test_heads_go_as_wholes_where_that_is_cheaper(problem: Problem, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
-    def cheapest(run: _Sieve, share: float, caution: float) -> Candidate:
-        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(run.wholes)})
+@pytest.mark.parametrize(
+    ("first", "times", "allowed", "share", "wholes"),
+    [
+        (0.0, 3.0, 10.0, 0.5, False),
+        (0.0, 0.3, 10.0, 0.5, True),
+        (0.1, 0.3, 0.17, 0.35 * (0.17 / 0.205) * 0.7, True),
+        (0.1, 0.3, 0.14, 0.35 * (0.14 / 0.205) * 0.45, False),
+    ],
+)
+def test_heads_go_as_wholes_where_that_is_cheaper(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, first: float, times: float, allowed: float, share: float, wholes: bool
+) -> None:
+    """A share with whole heads costs `first` and `times` what the same costs without, which is its price."""
 
-    def look(run: _Sieve, candidates: Sequence[Candidate]) -> list[_Look]:
-        return [_Look(candidate=one, kls=torch.zeros(0), rise=one.price * (times if one.chosen["head"].any() else 1.0)) for one in candidates]
+    def cheapest(run: _Sieve, share: float, caution: float, *, wholes: bool = True) -> Candidate:
+        return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(wholes)})
+
+    def look(run: _Sieve, one: Candidate) -> _Look:
+        return _Look(candidate=one, kls=torch.zeros(0), rise=first + times * one.price if one.chosen["head"].any() else one.price)
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
     monkeypatch.setattr(_Sieve, "_look", look)
     monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
-    taken = _Sieve(problem, config())._taken(10.0)
+    taken = _Sieve(problem, config())._taken(allowed)
     assert taken is not None
-    assert bool(taken.chosen["head"]) == (times < 1)
+    assert taken.price == pytest.approx(share)
+    assert bool(taken.chosen["head"]) == wholes
 
 
 def test_without_whole_heads_none_goes(problem: Problem) -> None:
@@ -156,8 +181,7 @@ def test_without_whole_heads_none_goes(problem: Problem) -> None:
     run.begin()
     run.learn(run.ask(_Round(Journal(), run)))
     assert run._cheapest(0.35, 10.0).chosen["head"].any()
-    run.wholes = False
-    without = run._cheapest(0.35, 10.0)
+    without = run._cheapest(0.35, 10.0, wholes=False)
     assert not without.chosen["head"].any()
     assert without.chosen["head_dim"].any()
 
@@ -174,9 +198,42 @@ def test_near_the_budget_a_run_begins_with_all_of_the_split(problem: Problem, mo
     run = _Sieve(problem, config())
     run.begin()
     assert len(run.kls) == 8
+    assert run._look(run.prices.candidate(run.circuit, run.circuit, run.nodes.full(0.0))).doubt == 0.0
     run.circuit = run.circuit.without({"head": torch.tensor([[0, 0]])})  # the planted one
     run.begin()
     assert len(run.kls) == len(problem.task["validation"]) > 8
+
+
+@pytest.mark.parametrize(("number", "start"), [(0, 0), (1, 2), (2, 4), (5, 4), (6, 0)])
+def test_near_the_budget_each_round_looks_at_other_examples_first(monkeypatch: pytest.MonkeyPatch, number: int, start: int) -> None:
+    problem = random_problem()  # of six examples
+    monkeypatch.setattr(sys.modules[_Sieve.__module__], "QUICK", 2)
+    run = _Sieve(problem, config(kl_budget=1e-9, learning_dtype="float32"))
+    run.circuit = run.circuit.without({"head": torch.tensor([[0, 0]])})
+    run.begin()
+    run.round = number
+    smaller = run.circuit.without({"mlp_neuron": torch.tensor([[0, 0]])})
+    (whole,) = problem.looks([smaller], "validation")
+    look = run._look(run.prices.candidate(run.circuit, smaller, run.nodes.full(0.0)))
+    torch.testing.assert_close(look.kls, whole[start : start + 2])
+    rise = (whole - run.kls)[start : start + 2]
+    assert look.rise == pytest.approx(float(rise.mean()), rel=1e-2)
+    assert look.doubt == pytest.approx(float(rise.std()) / 2**0.5, rel=1e-2)
+    torch.testing.assert_close(run._completed(smaller, look.kls, look.start), whole)
+
+
+def test_a_first_look_in_doubt_leaves_it_to_all_of_the_split(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def look(run: _Sieve, one: Candidate) -> _Look:
+        return _Look(candidate=one, kls=torch.zeros(0), rise=one.price, doubt=0.1)
+
+    monkeypatch.setattr(_Sieve, "_look", look)
+    monkeypatch.setattr(_Sieve, "_cheapest", lambda run, share, *_, **__: Candidate(circuit=run.circuit, price=share, chosen=run.nodes.full(0.0)))
+    monkeypatch.setattr(_Sieve, "_agreed", lambda _, look, most: asked.append(look.rise) or look.rise < 0.2)
+    taken = _Sieve(problem, config())._taken(0.2)
+    assert asked == pytest.approx([0.2 * 1.4, 0.2, 0.2 * 0.7])
+    assert taken is not None
 
 
 def test_rounds_are_planned_for_the_time_there_is(problem: Problem) -> None:

@@ -7,10 +7,10 @@
 2. Nodes go in the order of (caution F - g) / price. The price of a node is its level's penalty divided by the nodes of the level, that of a whole
    is its own and those of all that it would take with it: so levels of any size are weighed against one another. One half of F would be right
    for one node alone; many go at once, and what they do adds up, so they are charged far more.
-3. How much more, and how many go, is tried out on some validation examples: a third of the caution of the round before, the same and thrice that;
-   the best of them without whole heads, one of which, if misjudged, costs as much as all else; then shares of the price of all that is kept. The
-   largest share goes whose KL rises by no more than its part of what is left of the budget; where the budget is near, all of the split must agree,
-   else a smaller one goes.
+3. How much more, and how many go, is tried out on some validation examples: half the caution of the round before, the same and twice that, at about
+   the share of the price of all that is kept that may go; the best of them without whole heads, one of which, if misjudged, costs as much as all
+   else; then other shares. The largest goes whose KL rises by no more than its part of what is left of the budget. Where the budget is near, all of
+   the split must agree, else a smaller one goes, and each round looks at other examples first: a circuit adapts to those that always judge it.
 4. At each fifth of the way, three rounds apart at least, every kept head is closed alone, to see what that does, and those go that cost nothing:
    gates' gradients say too little of wholes. Heads that only disturb what is left are found so; without them the KL falls. Blocks are left to
    polishing.
@@ -52,7 +52,7 @@ ROUND = 16  # steps: batches of training examples that a round asks
 ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer gets gates
 MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
-TIMES = (1 / 3, 1.0, 3.0)  # the caution of the round before: what is tried
+TIMES = (0.5, 1.0, 2.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
 WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
@@ -62,7 +62,7 @@ NEAR = 0.5  # of the budget: circuits of more than that are measured on all of t
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
 TRIALS, APART = 5, 3  # parts of the rounds, between which heads are closed one by one; rounds from one such trial to the next, at least
 TRIED = 96  # heads at most, those that would go first by what is known
-NUMBERS = ("round", "tried", "wholes", "idle", "share", "caution", "seconds", "lasted")
+NUMBERS = ("round", "tried", "idle", "share", "caution", "seconds", "lasted")
 SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long the rounds ahead take, as a share of the last: circuits shrink
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
@@ -116,11 +116,16 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """A candidate's KL on the first validation examples, (n,), and by how much it is above that of now."""
+    """A candidate's KL on some validation examples, (n,), of which the first is `start`, and by how much it is above that of now."""
 
     candidate: Candidate
     kls: Tensor
     rise: float
+    start: int = 0
+    doubt: float = 0.0  # about the rise, where all of the split is asked next
+
+    def may_go(self, most: float) -> bool:
+        return self.rise - self.doubt <= most
 
     @property
     def per_price(self) -> float:
@@ -157,7 +162,6 @@ class _Sieve:
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.tried = self.idle = 0
-        self.wholes = True  # may heads go as wholes?
         self.share, self.caution, self.seconds, self.lasted = FIRST, CAUTION, 0.0, 0.0
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
@@ -167,7 +171,7 @@ class _Sieve:
 
     def begin(self) -> None:
         """Measure what there is."""
-        self._set(self._completed(self.circuit, self._measured(self.circuit, first=QUICK)))
+        self._set(self._completed(self.circuit, self._measured(self.circuit, 0, QUICK)))
 
     def _set(self, kls: Tensor) -> None:
         """The KL of every validation example, (n,), at the circuit of now, or, far from the budget, of the first ones."""
@@ -245,9 +249,8 @@ class _Sieve:
             order = torch.zeros(self.nodes.shape("head"))
             order[tuple(torch.cat([index for _, index in chosen[:count]]).unbind(-1))] = torch.arange(1, count + 1) / (count + 1)
             candidate = self.prices.candidate(self.circuit, less(self.circuit, chosen[:count]), {**self.nodes.full(0.0), "head": order})
-            (look,) = self._look([candidate])
-            if self._agreed(look, most):
-                self._take(look.candidate, self.round)
+            if self._agreed(self._look(candidate), most):
+                self._take(candidate, self.round)
                 return
 
     def _heads(self) -> Tensor:
@@ -257,36 +260,53 @@ class _Sieve:
 
     def _taken(self, most: float) -> Candidate | None:
         """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
-        self.wholes = True
-        cautions = list(dict.fromkeys(min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES))
-        looks = self._look([self._cheapest(self.share, caution) for caution in cautions])
-        first, self.caution = min(zip(looks, cautions, strict=True), key=lambda pair: pair[0].rise)
-        if "head_dim" in self.levels and bool(first.candidate.chosen["head"].any()):
-            self.wholes = False
-            (without,) = self._look([self._cheapest(self.share, self.caution)])
-            self.wholes = first.per_price <= without.per_price
-            first = first if self.wholes else without
-        fit = [first] if first.rise <= most else []
-        fit += takewhile(lambda look: look.rise <= most, self._look_at_shares(WIDER)) if fit else ()
-        for look in chain(reversed(fit), self._look_at_shares(NARROWER)):
-            if look.candidate.price > 0 and look.rise <= most and self._agreed(look, most):
+        looks = {self.caution: self._look_at(self.share, self.caution)}
+        if looks[self.caution].rise > most:  # which caution is best depends on the share
+            self.share *= max(NARROWER[-1], most / looks.pop(self.caution).rise)
+        for caution in (min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES):
+            looks[caution] = looks.get(caution) or self._look_at(self.share, caution)
+        self.caution = min(looks, key=lambda caution: looks[caution].rise)
+        whole = looks[self.caution]
+        first = self._ways(self.share, whole)[0]
+        fit = [first] if first.may_go(most) else []
+        fit += takewhile(lambda look: look.may_go(most), self._wider(wholes=first is whole)) if fit else ()
+        for look in chain(reversed(fit), self._narrower()):
+            if look.candidate.price > 0 and look.may_go(most) and self._agreed(look, most):
                 return look.candidate
         return None
 
-    def _look_at_shares(self, factors: Sequence[float]) -> Iterator[_Look]:
+    def _wider(self, *, wholes: bool) -> Iterator[_Look]:
         """One by one, since the next is often not needed."""
-        for share in dict.fromkeys(min(MOST, self.share * factor) for factor in factors):
-            if share != self.share:
-                yield from self._look([self._cheapest(share, self.caution)])
+        for share in self._shares(WIDER):
+            yield self._look_at(share, self.caution, wholes=wholes)
 
-    def _look(self, candidates: Sequence[Candidate]) -> list[_Look]:
-        kls = self.learner.looks([one.circuit for one in candidates], "validation", first=QUICK)
-        own = self.kls[:QUICK]  # on the same examples differences vary far less than either KL
-        return [_Look(candidate=one, kls=kl, rise=float((kl - own).mean())) for one, kl in zip(candidates, kls, strict=True)]
+    def _narrower(self) -> Iterator[_Look]:
+        """With whole heads and without: which is cheaper depends on how many heads are in the share."""
+        for share in self._shares(NARROWER):
+            yield from self._ways(share, self._look_at(share, self.caution))
+
+    def _shares(self, factors: Sequence[float]) -> list[float]:
+        return [share for share in dict.fromkeys(min(MOST, self.share * factor) for factor in factors) if share != self.share]
+
+    def _ways(self, share: float, whole: _Look) -> list[_Look]:
+        """`whole`, and where it has whole heads the same share without; what is cheaper for its price first."""
+        alike = "head_dim" not in self.levels or not bool(whole.candidate.chosen["head"].any())
+        ways = [whole] if alike else [whole, self._look_at(share, self.caution, wholes=False)]
+        return sorted(ways, key=lambda look: look.per_price)
+
+    def _look_at(self, share: float, caution: float, *, wholes: bool = True) -> _Look:
+        return self._look(self._cheapest(share, caution, wholes=wholes))
+
+    def _look(self, candidate: Candidate) -> _Look:
+        start = self.round % max(1, len(self.kls) // QUICK) * QUICK
+        kls = self._measured(candidate.circuit, start, start + QUICK)
+        rises = kls - self.kls[start : start + QUICK]  # on the same examples differences vary far less than either KL
+        doubt = float(rises.std()) / math.sqrt(len(rises)) if len(self.kls) > QUICK else 0.0
+        return _Look(candidate=candidate, kls=kls, rise=float(rises.mean()), start=start, doubt=doubt)
 
     def _agreed(self, look: _Look, most: float) -> bool:
         """Whether all of the validation data allows it, too, where the budget is near; if so, its KL is kept."""
-        kls = self._completed(look.candidate.circuit, look.kls)
+        kls = self._completed(look.candidate.circuit, look.kls, look.start)
         fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
         both = min(len(kls), len(self.kls))  # examples
         if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
@@ -294,25 +314,29 @@ class _Sieve:
             return True
         return False
 
-    def _completed(self, circuit: Circuit, kls: Tensor) -> Tensor:
-        """The KL of the first validation examples, with that of all others where the budget is near."""
-        near = upper_bound(kls) > NEAR * self.config.kl_budget
-        return torch.cat([kls, self._measured(circuit, skip=QUICK)]) if near else kls
+    def _completed(self, circuit: Circuit, kls: Tensor, start: int = 0) -> Tensor:
+        """The KL of the validation examples from `start` on, with that of all others where the budget is near or some before are left out."""
+        if start == 0 and upper_bound(kls) <= NEAR * self.config.kl_budget:
+            return kls
+        return torch.cat([self._measured(circuit, 0, start), kls, self._measured(circuit, start + len(kls), len(self.problem.task["validation"]))])
 
-    def _measured(self, circuit: Circuit, *, first: int | None = None, skip: int = 0) -> Tensor:
-        """The KL of every validation example, (n,), or of the first so many, less some at the start."""
-        if skip >= len(self.problem.task["validation"]):
+    def _measured(self, circuit: Circuit, start: int, stop: int) -> Tensor:
+        """The KL of these validation examples, as far as there are so many."""
+        if start >= min(stop, len(self.problem.task["validation"])):
             return torch.zeros(0)
-        (kls,) = self.learner.looks([circuit], "validation", first=first, skip=skip)
+        (kls,) = self.learner.looks([circuit], "validation", skip=start, first=stop)
         return kls
 
-    def _cheapest(self, share: float, caution: float) -> Candidate:
-        return self.prices.cheapest(self.circuit, self._costs(caution), share)
+    def _cheapest(self, share: float, caution: float, *, wholes: bool = True) -> Candidate:
+        """`wholes`: may heads go as such?"""
+        costs = self._costs(caution)
+        if not wholes:
+            costs["head"] = torch.full_like(costs["head"], math.inf)
+        return self.prices.cheapest(self.circuit, costs, share)
 
     def _costs(self, caution: float) -> LevelTensors:
-        """Of closing each node, (*shape(level)); heads are not to go as wholes where they are not to."""
-        costs = {level: self._cost(level, caution) for level in self.levels}
-        return costs if self.wholes else {**costs, "head": torch.full_like(costs["head"], math.inf)}
+        """Of closing each node, (*shape(level))."""
+        return {level: self._cost(level, caution) for level in self.levels}
 
     def _cost(self, level: str, caution: float) -> Tensor:
         return caution * self.fisher[level] - self.gradient[level]
