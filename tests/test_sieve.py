@@ -16,7 +16,7 @@ from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
-from nodesieve.methods.prices import Candidate
+from nodesieve.methods.prices import Candidate, Prices
 from nodesieve.methods.sieve import MOST, ROUND, _Look, _places, _Round, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
@@ -222,18 +222,31 @@ def test_near_the_budget_each_round_looks_at_other_examples_first(monkeypatch: p
     torch.testing.assert_close(run._completed(smaller, look.kls, look.start), whole)
 
 
-def test_a_first_look_in_doubt_leaves_it_to_all_of_the_split(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
+@pytest.mark.parametrize(
+    ("flat", "most", "asked", "share"),
+    [
+        (0.0, 0.2, [0.196, 0.126, 0.07], 0.07),  # a fifth of the usual share may cost 0.2 x sqrt(0.2)
+        (0.08, 0.1, [0.1277, 0.1065, 0.0906], None),  # the last would do, if it were not so small
+    ],
+)
+def test_near_the_budget_all_of_the_split_settles_what_is_in_doubt(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, flat: float, most: float, asked: list[float], share: float | None
+) -> None:
+    """Where the usual share is 0.35, shares cost what they are and something `flat`, and first looks are off by up to 0.1."""
+    seen: list[float] = []
 
-    def look(run: _Sieve, one: Candidate) -> _Look:
-        return _Look(candidate=one, kls=torch.zeros(0), rise=one.price, doubt=0.1)
+    def agreed(run: _Sieve, look: _Look, allowed: float) -> bool:
+        seen.append(look.rise)
+        return look.rise <= allowed
 
-    monkeypatch.setattr(_Sieve, "_look", look)
+    monkeypatch.setattr(_Sieve, "_near", True)
+    monkeypatch.setattr(_Sieve, "_look", lambda run, one: _Look(candidate=one, kls=torch.zeros(0), rise=flat + one.price, doubt=0.1))
     monkeypatch.setattr(_Sieve, "_cheapest", lambda run, share, *_, **__: Candidate(circuit=run.circuit, price=share, chosen=run.nodes.full(0.0)))
-    monkeypatch.setattr(_Sieve, "_agreed", lambda _, look, most: asked.append(look.rise) or look.rise < 0.2)
-    taken = _Sieve(problem, config())._taken(0.2)
-    assert asked == pytest.approx([0.2 * 1.4, 0.2, 0.2 * 0.7])
-    assert taken is not None
+    monkeypatch.setattr(_Sieve, "_agreed", agreed)
+    monkeypatch.setattr(Prices, "total", lambda *_: 1.0)
+    taken = _Sieve(problem, config())._taken(most)
+    assert seen == pytest.approx(asked, abs=1e-4)
+    assert (taken and taken.price) == (share and pytest.approx(share))
 
 
 def test_rounds_are_planned_for_the_time_there_is(problem: Problem) -> None:

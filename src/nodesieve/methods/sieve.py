@@ -60,6 +60,7 @@ HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
 NEAR = 0.5  # of the budget: circuits of more than that are measured on all of the split
 JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
+THRIFT = 0.5  # power of the share that fits, next to that of the round before, by which it may cost less
 TRIALS, APART = 5, 3  # parts of the rounds, between which heads are closed one by one; rounds from one such trial to the next, at least
 TRIED = 96  # heads at most, those that would go first by what is known
 NUMBERS = ("round", "tried", "idle", "share", "caution", "seconds", "lasted")
@@ -124,8 +125,10 @@ class _Look:
     start: int = 0
     doubt: float = 0.0  # about the rise, where all of the split is asked next
 
-    def may_go(self, most: float) -> bool:
-        return self.rise - self.doubt <= most
+    @property
+    def least(self) -> float:
+        """What the rise may be at the least."""
+        return self.rise - self.doubt
 
     @property
     def per_price(self) -> float:
@@ -163,6 +166,7 @@ class _Sieve:
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.tried = self.idle = 0
         self.share, self.caution, self.seconds, self.lasted = FIRST, CAUTION, 0.0, 0.0
+        self.kls = torch.zeros(0)
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
         self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
@@ -176,6 +180,11 @@ class _Sieve:
     def _set(self, kls: Tensor) -> None:
         """The KL of every validation example, (n,), at the circuit of now, or, far from the budget, of the first ones."""
         self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
+
+    @property
+    def _near(self) -> bool:
+        """Is the budget so near that all of the split is asked?"""
+        return len(self.kls) > QUICK
 
     @property
     def step(self) -> int:
@@ -260,18 +269,24 @@ class _Sieve:
 
     def _taken(self, most: float) -> Candidate | None:
         """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
+        usual = self.share * self.prices.total(self.circuit)
+
+        def allowed(look: _Look) -> float:
+            """Near the budget, where a look is off by as much for few nodes as for many, a small share may not cost what a large one may."""
+            return most * min(1.0, look.candidate.price / usual) ** THRIFT if self._near else most
+
         looks = {self.caution: self._look_at(self.share, self.caution)}
-        if looks[self.caution].rise > most:  # which caution is best depends on the share
-            self.share *= max(NARROWER[-1], most / looks.pop(self.caution).rise)
+        if looks[self.caution].least > most:  # which caution is best depends on the share
+            self.share *= max(NARROWER[-1], most / looks.pop(self.caution).least)
         for caution in (min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES):
             looks[caution] = looks.get(caution) or self._look_at(self.share, caution)
         self.caution = min(looks, key=lambda caution: looks[caution].rise)
         whole = looks[self.caution]
         first = self._ways(self.share, whole)[0]
-        fit = [first] if first.may_go(most) else []
-        fit += takewhile(lambda look: look.may_go(most), self._wider(wholes=first is whole)) if fit else ()
+        fit = [first] if first.least <= allowed(first) else []
+        fit += takewhile(lambda look: look.least <= allowed(look), self._wider(wholes=first is whole)) if fit else ()
         for look in chain(reversed(fit), self._narrower()):
-            if look.candidate.price > 0 and look.may_go(most) and self._agreed(look, most):
+            if look.candidate.price > 0 and look.least <= allowed(look) and self._agreed(look, allowed(look)):
                 return look.candidate
         return None
 
@@ -301,7 +316,7 @@ class _Sieve:
         start = self.round % max(1, len(self.kls) // QUICK) * QUICK
         kls = self._measured(candidate.circuit, start, start + QUICK)
         rises = kls - self.kls[start : start + QUICK]  # on the same examples differences vary far less than either KL
-        doubt = float(rises.std()) / math.sqrt(len(rises)) if len(self.kls) > QUICK else 0.0
+        doubt = float(rises.std()) / math.sqrt(len(rises)) if self._near else 0.0
         return _Look(candidate=candidate, kls=kls, rise=float(rises.mean()), start=start, doubt=doubt)
 
     def _agreed(self, look: _Look, most: float) -> bool:
