@@ -219,7 +219,7 @@ def test_near_the_budget_each_round_looks_at_other_examples_first(monkeypatch: p
     rise = (whole - run.kls)[start : start + 2]
     assert look.rise == pytest.approx(float(rise.mean()), rel=1e-2)
     assert look.doubt == pytest.approx(float(rise.std()) / 2**0.5, rel=1e-2)
-    torch.testing.assert_close(run._completed(smaller, look.kls, look.start), whole)
+    torch.testing.assert_close(run._completed(smaller, look.kls), whole)
 
 
 @pytest.mark.parametrize(

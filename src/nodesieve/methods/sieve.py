@@ -54,7 +54,7 @@ MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
 TIMES = (0.5, 1.0, 2.0)  # the caution of the round before: what is tried
 FIRST, MOST = 0.35, 0.5  # shares of what is kept, by price, that go in a round
-WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share of the round before: what is tried if that does, and if it costs too much
+WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share looked at first: what is tried if that does, and if it costs too much
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
@@ -117,12 +117,11 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """A candidate's KL on some validation examples, (n,), of which the first is `start`, and by how much it is above that of now."""
+    """A candidate's KL on the validation examples that a round looks at first, (n,), and by how much it is above that of now."""
 
     candidate: Candidate
     kls: Tensor
     rise: float
-    start: int = 0
     doubt: float = 0.0  # about the rise, where all of the split is asked next
 
     @property
@@ -185,6 +184,11 @@ class _Sieve:
     def _near(self) -> bool:
         """Is the budget so near that all of the split is asked?"""
         return len(self.kls) > QUICK
+
+    @property
+    def _start(self) -> int:
+        """Where the validation examples begin that this round looks at first."""
+        return self.round % max(1, len(self.kls) // QUICK) * QUICK
 
     @property
     def step(self) -> int:
@@ -313,15 +317,15 @@ class _Sieve:
         return self._look(self._cheapest(share, caution, wholes=wholes))
 
     def _look(self, candidate: Candidate) -> _Look:
-        start = self.round % max(1, len(self.kls) // QUICK) * QUICK
-        kls = self._measured(candidate.circuit, start, start + QUICK)
-        rises = kls - self.kls[start : start + QUICK]  # on the same examples differences vary far less than either KL
+        start, stop = self._start, self._start + QUICK
+        kls = self._measured(candidate.circuit, start, stop)
+        rises = kls - self.kls[start:stop]  # on the same examples differences vary far less than either KL
         doubt = float(rises.std()) / math.sqrt(len(rises)) if self._near else 0.0
-        return _Look(candidate=candidate, kls=kls, rise=float(rises.mean()), start=start, doubt=doubt)
+        return _Look(candidate=candidate, kls=kls, rise=float(rises.mean()), doubt=doubt)
 
     def _agreed(self, look: _Look, most: float) -> bool:
         """Whether all of the validation data allows it, too, where the budget is near; if so, its KL is kept."""
-        kls = self._completed(look.candidate.circuit, look.kls, look.start)
+        kls = self._completed(look.candidate.circuit, look.kls)
         fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
         both = min(len(kls), len(self.kls))  # examples
         if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
@@ -329,15 +333,16 @@ class _Sieve:
             return True
         return False
 
-    def _completed(self, circuit: Circuit, kls: Tensor, start: int = 0) -> Tensor:
-        """The KL of the validation examples from `start` on, with that of all others where the budget is near or some before are left out."""
+    def _completed(self, circuit: Circuit, kls: Tensor) -> Tensor:
+        """The KL of the examples that are looked at first, with that of all others where the budget is near or some before are left out."""
+        start = self._start
         if start == 0 and upper_bound(kls) <= NEAR * self.config.kl_budget:
             return kls
-        return torch.cat([self._measured(circuit, 0, start), kls, self._measured(circuit, start + len(kls), len(self.problem.task["validation"]))])
+        return torch.cat([self._measured(circuit, 0, start), kls, self._measured(circuit, start + len(kls))])
 
-    def _measured(self, circuit: Circuit, start: int, stop: int) -> Tensor:
+    def _measured(self, circuit: Circuit, start: int, stop: int | None = None) -> Tensor:
         """The KL of these validation examples, as far as there are so many."""
-        if start >= min(stop, len(self.problem.task["validation"])):
+        if start >= len(self.problem.task["validation"]) or start == stop:
             return torch.zeros(0)
         (kls,) = self.learner.looks([circuit], "validation", skip=start, first=stop)
         return kls
