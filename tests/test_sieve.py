@@ -16,13 +16,13 @@ from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
+from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate, Prices
-from nodesieve.methods.sieve import MOST, ROUND, _Look, _places, _Round, _Sieve, sieve
+from nodesieve.methods.sieve import MOST, ROUND, _places, _Round, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from planted import PLANTED, kept, planted_model, planted_task
-from test_cache import make_problem as random_problem
 
 BUDGET = 0.1
 
@@ -64,12 +64,12 @@ def test_the_line_can_be_drawn_inside_a_round(problem: Problem) -> None:
 
 def test_a_trial_takes_the_heads_that_cost_nothing_and_no_other(problem: Problem) -> None:
     run = _Sieve(problem, config())
-    run.begin()
+    run.looks.begin(run.circuit)
     run.learn(run.ask(_Round(Journal(), run)))
     run.close_heads(_Round(Journal(), run))
     assert kept(run.circuit, "head") == PLANTED["head"]
     assert run.circuit.masks["mlp_neuron"].all()
-    assert run.kl == pytest.approx(0.0, abs=0.01 * BUDGET)
+    assert run.looks.kl == pytest.approx(0.0, abs=0.01 * BUDGET)
     scores = run.scores()
     assert kept(scores.circuit(0.0), "head") == PLANTED["head"]
     assert all(scores.circuit(-1.0).masks[level].all() for level in run.levels)
@@ -104,6 +104,10 @@ def test_stopped_it_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Pa
         assert torch.equal(again.values[level], whole.values[level])
 
 
+def seen(candidate: Candidate, rise: float, *, doubt: float = 0.0) -> Look:
+    return Look(candidate=candidate, kls=torch.zeros(0), start=0, rise=rise, doubt=doubt)
+
+
 @pytest.fixture
 def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
     """A share of 0.35, where a share costs what it is, without whole heads, and caution 40 less than all others."""
@@ -111,11 +115,11 @@ def made_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> _Sieve:
     def cheapest(run: _Sieve, share: float, caution: float, *, wholes: bool = True) -> Candidate:
         return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.zeros(1), "head_dim": torch.tensor(caution)})
 
-    def look(run: _Sieve, one: Candidate) -> _Look:
-        return _Look(candidate=one, kls=torch.zeros(0), rise=one.price * (1 + abs(math.log(float(one.chosen["head_dim"]) / 40))))
+    def at(looks: Looks, one: Candidate, *, turn: int) -> Look:
+        return seen(one, one.price * (1 + abs(math.log(float(one.chosen["head_dim"]) / 40))))
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
-    monkeypatch.setattr(_Sieve, "_look", look)
+    monkeypatch.setattr(Looks, "at", at)
     run = _Sieve(problem, config())
     run.share = 0.35
     return run
@@ -138,7 +142,7 @@ TWICE_OFF = 1 + math.log(2)  # what a share costs, by its price, at half or twic
 def test_a_round_takes_the_largest_share_that_may_go_at_the_best_caution(
     made_up: _Sieve, monkeypatch: pytest.MonkeyPatch, allowed: float, share: float | None
 ) -> None:
-    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    monkeypatch.setattr(Looks, "agree", lambda *_: True)
     made_up.share = 0.1
     made_up._taken(10.0)
     assert made_up.caution == 20.0
@@ -164,12 +168,12 @@ def test_heads_go_as_wholes_where_that_is_cheaper(
     def cheapest(run: _Sieve, share: float, caution: float, *, wholes: bool = True) -> Candidate:
         return Candidate(circuit=run.circuit, price=share, chosen={"head": torch.tensor(wholes)})
 
-    def look(run: _Sieve, one: Candidate) -> _Look:
-        return _Look(candidate=one, kls=torch.zeros(0), rise=first + times * one.price if one.chosen["head"].any() else one.price)
+    def at(looks: Looks, one: Candidate, *, turn: int) -> Look:
+        return seen(one, first + times * one.price if one.chosen["head"].any() else one.price)
 
     monkeypatch.setattr(_Sieve, "_cheapest", cheapest)
-    monkeypatch.setattr(_Sieve, "_look", look)
-    monkeypatch.setattr(_Sieve, "_agreed", lambda *_: True)
+    monkeypatch.setattr(Looks, "at", at)
+    monkeypatch.setattr(Looks, "agree", lambda *_: True)
     taken = _Sieve(problem, config())._taken(allowed)
     assert taken is not None
     assert taken.price == pytest.approx(share)
@@ -178,7 +182,7 @@ def test_heads_go_as_wholes_where_that_is_cheaper(
 
 def test_without_whole_heads_none_goes(problem: Problem) -> None:
     run = _Sieve(problem, config())
-    run.begin()
+    run.looks.begin(run.circuit)
     run.learn(run.ask(_Round(Journal(), run)))
     assert run._cheapest(0.35, 10.0).chosen["head"].any()
     without = run._cheapest(0.35, 10.0, wholes=False)
@@ -188,38 +192,9 @@ def test_without_whole_heads_none_goes(problem: Problem) -> None:
 
 def test_what_all_of_the_split_has_refused_is_not_measured_again(made_up: _Sieve, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[float] = []
-    monkeypatch.setattr(_Sieve, "_agreed", lambda _, look, most: measured.append(look.candidate.price))
+    monkeypatch.setattr(Looks, "agree", lambda _, look, most: measured.append(look.candidate.price))
     assert made_up._taken(10.0) is None
     assert measured == pytest.approx([MOST, *(0.35 * times for times in (1.4, 1.0, 0.7, 0.45, 0.25, 0.1))])
-
-
-def test_near_the_budget_a_run_begins_with_all_of_the_split(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[_Sieve.__module__], "QUICK", 8)
-    run = _Sieve(problem, config())
-    run.begin()
-    assert len(run.kls) == 8
-    assert run._look(run.prices.candidate(run.circuit, run.circuit, run.nodes.full(0.0))).doubt == 0.0
-    run.circuit = run.circuit.without({"head": torch.tensor([[0, 0]])})  # the planted one
-    run.begin()
-    assert len(run.kls) == len(problem.task["validation"]) > 8
-
-
-@pytest.mark.parametrize(("number", "start"), [(0, 0), (1, 2), (2, 4), (5, 4), (6, 0)])
-def test_near_the_budget_each_round_looks_at_other_examples_first(monkeypatch: pytest.MonkeyPatch, number: int, start: int) -> None:
-    problem = random_problem()  # of six examples
-    monkeypatch.setattr(sys.modules[_Sieve.__module__], "QUICK", 2)
-    run = _Sieve(problem, config(kl_budget=1e-9, learning_dtype="float32"))
-    run.circuit = run.circuit.without({"head": torch.tensor([[0, 0]])})
-    run.begin()
-    run.round = number
-    smaller = run.circuit.without({"mlp_neuron": torch.tensor([[0, 0]])})
-    (whole,) = problem.looks([smaller], "validation")
-    look = run._look(run.prices.candidate(run.circuit, smaller, run.nodes.full(0.0)))
-    torch.testing.assert_close(look.kls, whole[start : start + 2])
-    rise = (whole - run.kls)[start : start + 2]
-    assert look.rise == pytest.approx(float(rise.mean()), rel=1e-2)
-    assert look.doubt == pytest.approx(float(rise.std()) / 2**0.5, rel=1e-2)
-    torch.testing.assert_close(run._completed(smaller, look.kls), whole)
 
 
 @pytest.mark.parametrize(
@@ -233,19 +208,19 @@ def test_near_the_budget_all_of_the_split_settles_what_is_in_doubt(
     problem: Problem, monkeypatch: pytest.MonkeyPatch, flat: float, most: float, asked: list[float], share: float | None
 ) -> None:
     """Where the usual share is 0.35, shares cost what they are and something `flat`, and first looks are off by up to 0.1."""
-    seen: list[float] = []
+    rises: list[float] = []
 
-    def agreed(run: _Sieve, look: _Look, allowed: float) -> bool:
-        seen.append(look.rise)
+    def agree(looks: Looks, look: Look, allowed: float) -> bool:
+        rises.append(look.rise)
         return look.rise <= allowed
 
-    monkeypatch.setattr(_Sieve, "_near", True)
-    monkeypatch.setattr(_Sieve, "_look", lambda run, one: _Look(candidate=one, kls=torch.zeros(0), rise=flat + one.price, doubt=0.1))
+    monkeypatch.setattr(Looks, "near", True)
+    monkeypatch.setattr(Looks, "at", lambda looks, one, *, turn: seen(one, flat + one.price, doubt=0.1))
     monkeypatch.setattr(_Sieve, "_cheapest", lambda run, share, *_, **__: Candidate(circuit=run.circuit, price=share, chosen=run.nodes.full(0.0)))
-    monkeypatch.setattr(_Sieve, "_agreed", agreed)
+    monkeypatch.setattr(Looks, "agree", agree)
     monkeypatch.setattr(Prices, "total", lambda *_: 1.0)
     taken = _Sieve(problem, config())._taken(most)
-    assert seen == pytest.approx(asked, abs=1e-4)
+    assert rises == pytest.approx(asked, abs=1e-4)
     assert (taken and taken.price) == (share and pytest.approx(share))
 
 

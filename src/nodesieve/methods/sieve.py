@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
 
@@ -40,12 +39,12 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.asking import Asked, ask
+from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate, Prices
-from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, up_to
 from nodesieve.parts import NOTHING, cheapest_parts, less
-from nodesieve.problem import QUICK, Problem
+from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
 
 ROUND = 16  # steps: batches of training examples that a round asks
@@ -58,8 +57,6 @@ WIDER, NARROWER = (1.4, 2.0, 4.0), (0.7, 0.45, 0.25, 0.1)  # times the share loo
 REST = 0.01  # of the budget would be left if every round spent its part of what is left
 HURRY = 1.5  # rounds' even share of what is left: the part that late rounds may spend
 LEAST_RISE = 0.01  # of the budget: what a round may always spend
-NEAR = 0.5  # of the budget: circuits of more than that are measured on all of the split
-JUMP = 1.2  # times what a round may spend: a rise on all of the split at which a smaller share is tried
 THRIFT = 0.5  # power of the share that fits, next to that of the round before, by which it may cost less
 TRIALS, APART = 5, 3  # parts of the rounds, between which heads are closed one by one; rounds from one such trial to the next, at least
 TRIED = 96  # heads at most, those that would go first by what is known
@@ -77,7 +74,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     run = _Sieve(problem, config, journal.scratch)
     state = journal.load()
     if state is None:
-        run.begin()
+        run.looks.begin(run.circuit)
     else:
         run.restore(state)
     began = time.monotonic() - run.seconds
@@ -105,33 +102,14 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
                 "open": shares,
                 "lambda": spent,
                 "seconds": run.seconds,
-                "validation": {"kl": run.kl, "kl_upper": run.kl_upper, "size": run.circuit.size},
+                "validation": {"kl": run.looks.kl, "kl_upper": run.looks.kl_upper, "size": run.circuit.size},
             }
         )
-        journal.progress(run.step, config.steps, kl=run.kl, **shares)
+        journal.progress(run.step, config.steps, kl=run.looks.kl, **shares)
         journal.save(run.state())
         if journal.stopping:
             raise Stopped(run.scores())
     return run.scores()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Look:
-    """A candidate's KL on the validation examples that a round looks at first, (n,), and by how much it is above that of now."""
-
-    candidate: Candidate
-    kls: Tensor
-    rise: float
-    doubt: float = 0.0  # about the rise, where all of the split is asked next
-
-    @property
-    def least(self) -> float:
-        """What the rise may be at the least."""
-        return self.rise - self.doubt
-
-    @property
-    def per_price(self) -> float:
-        return self.rise / self.candidate.price if self.candidate.price > 0 else math.inf
 
 
 class _Round(Journal):
@@ -143,7 +121,7 @@ class _Round(Journal):
 
     def progress(self, step: int, total: int, **facts: float) -> None:
         done = self._run.round * self._run.batches + min(self._run.batches * step // total, self._run.batches - 1)
-        self._journal.progress(min(done, self._run.config.steps - 1), self._run.config.steps, kl=self._run.kl, **self._shares)
+        self._journal.progress(min(done, self._run.config.steps - 1), self._run.config.steps, kl=self._run.looks.kl, **self._shares)
         self.stopping = self._journal.stopping
 
 
@@ -165,30 +143,12 @@ class _Sieve:
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.tried = self.idle = 0
         self.share, self.caution, self.seconds, self.lasted = FIRST, CAUTION, 0.0, 0.0
-        self.kls = torch.zeros(0)
+        self.looks = Looks(self.learner, config)
         self.gradient: LevelTensors = {}
         self.fisher: LevelTensors = {}
         self.went = {level: torch.full(self.nodes.shape(level), math.inf) for level in LEVELS}  # round, and place in it; kept nodes: infinity
         for level in LEVELS:
             self.went[level][~self.circuit.masks[level]] = -1.0
-
-    def begin(self) -> None:
-        """Measure what there is."""
-        self._set(self._completed(self.circuit, self._measured(self.circuit, 0, QUICK)))
-
-    def _set(self, kls: Tensor) -> None:
-        """The KL of every validation example, (n,), at the circuit of now, or, far from the budget, of the first ones."""
-        self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
-
-    @property
-    def _near(self) -> bool:
-        """Is the budget so near that all of the split is asked?"""
-        return len(self.kls) > QUICK
-
-    @property
-    def _start(self) -> int:
-        """Where the validation examples begin that this round looks at first."""
-        return self.round % max(1, len(self.kls) // QUICK) * QUICK
 
     @property
     def step(self) -> int:
@@ -228,20 +188,20 @@ class _Sieve:
 
     def close(self) -> float:
         """What this round can do without goes -> how many nats each unit of price has cost."""
-        room = self.config.kl_budget - self.kl_upper
+        room = self.config.kl_budget - self.looks.kl_upper
         rounds = self._planned()
         part = max(1 - REST ** (1 / rounds), HURRY / (rounds - self.round))
         most = max(min(1.0, part) * abs(room), LEAST_RISE * self.config.kl_budget)
         if self.config.keep is None:  # on the way to a size, the budget does not hold
             most = min(most, max(room, 0.0))
-        before, taken = self.kl, self._taken(most)
+        before, taken = self.looks.kl, self._taken(most)
         self.round += 1
         if taken is None:
             self.idle, self.share = self.idle + 1, self.share / 2
             return 0.0
         self.idle, self.share = 0, min(MOST, taken.price / self.prices.total(self.circuit))
         self._take(taken, self.round - 0.5)
-        return max(0.0, self.kl - before) / taken.price
+        return max(0.0, self.looks.kl - before) / taken.price
 
     def close_heads(self, journal: _Round) -> None:
         """Those of which closing is seen to cost nothing go."""
@@ -252,7 +212,7 @@ class _Sieve:
                 raise KeyboardInterrupt
             return True
 
-        most = min(self.config.kl_budget - self.kl_upper, NOTHING * self.config.kl_budget)
+        most = min(self.config.kl_budget - self.looks.kl_upper, NOTHING * self.config.kl_budget)
         heads = [("head", index.unsqueeze(0)) for index in self._heads()] if "head" in self.levels and most >= 0 else []
         chosen = cheapest_parts(self.circuit, heads, self.learner, most=most, goes_on=goes_on)
         self.tried = self.round
@@ -262,7 +222,7 @@ class _Sieve:
             order = torch.zeros(self.nodes.shape("head"))
             order[tuple(torch.cat([index for _, index in chosen[:count]]).unbind(-1))] = torch.arange(1, count + 1) / (count + 1)
             candidate = self.prices.candidate(self.circuit, less(self.circuit, chosen[:count]), {**self.nodes.full(0.0), "head": order})
-            if self._agreed(self._look(candidate), most):
+            if self.looks.agree(self.looks.at(candidate, turn=self.round), most):
                 self._take(candidate, self.round)
                 return
 
@@ -275,31 +235,31 @@ class _Sieve:
         """What goes: at the caution that costs least, with whole heads or without, the largest share that raises the KL by no more than `most`."""
         usual = self.share * self.prices.total(self.circuit)
 
-        def allowed(look: _Look) -> float:
+        def allowed(look: Look) -> float:
             """Near the budget, where a look is off by as much for few nodes as for many, a small share may not cost what a large one may."""
-            return most * min(1.0, look.candidate.price / usual) ** THRIFT if self._near else most
+            return most * min(1.0, look.candidate.price / usual) ** THRIFT if self.looks.near else most
 
-        looks = {self.caution: self._look_at(self.share, self.caution)}
-        if looks[self.caution].least > most:  # which caution is best depends on the share
-            self.share *= max(NARROWER[-1], most / looks.pop(self.caution).least)
+        tried = {self.caution: self._look_at(self.share, self.caution)}
+        if tried[self.caution].least > most:  # which caution is best depends on the share
+            self.share *= max(NARROWER[-1], most / tried.pop(self.caution).least)
         for caution in (min(MOST_CAUTION, max(LEAST_CAUTION, self.caution * times)) for times in TIMES):
-            looks[caution] = looks.get(caution) or self._look_at(self.share, caution)
-        self.caution = min(looks, key=lambda caution: looks[caution].rise)
-        whole = looks[self.caution]
+            tried[caution] = tried.get(caution) or self._look_at(self.share, caution)
+        self.caution = min(tried, key=lambda caution: tried[caution].rise)
+        whole = tried[self.caution]
         first = self._ways(self.share, whole)[0]
         fit = [first] if first.least <= allowed(first) else []
         fit += takewhile(lambda look: look.least <= allowed(look), self._wider(wholes=first is whole)) if fit else ()
         for look in chain(reversed(fit), self._narrower()):
-            if look.candidate.price > 0 and look.least <= allowed(look) and self._agreed(look, allowed(look)):
+            if look.candidate.price > 0 and look.least <= allowed(look) and self.looks.agree(look, allowed(look)):
                 return look.candidate
         return None
 
-    def _wider(self, *, wholes: bool) -> Iterator[_Look]:
+    def _wider(self, *, wholes: bool) -> Iterator[Look]:
         """One by one, since the next is often not needed."""
         for share in self._shares(WIDER):
             yield self._look_at(share, self.caution, wholes=wholes)
 
-    def _narrower(self) -> Iterator[_Look]:
+    def _narrower(self) -> Iterator[Look]:
         """With whole heads and without: which is cheaper depends on how many heads are in the share."""
         for share in self._shares(NARROWER):
             yield from self._ways(share, self._look_at(share, self.caution))
@@ -307,45 +267,14 @@ class _Sieve:
     def _shares(self, factors: Sequence[float]) -> list[float]:
         return [share for share in dict.fromkeys(min(MOST, self.share * factor) for factor in factors) if share != self.share]
 
-    def _ways(self, share: float, whole: _Look) -> list[_Look]:
+    def _ways(self, share: float, whole: Look) -> list[Look]:
         """`whole`, and where it has whole heads the same share without; what is cheaper for its price first."""
         alike = "head_dim" not in self.levels or not bool(whole.candidate.chosen["head"].any())
         ways = [whole] if alike else [whole, self._look_at(share, self.caution, wholes=False)]
         return sorted(ways, key=lambda look: look.per_price)
 
-    def _look_at(self, share: float, caution: float, *, wholes: bool = True) -> _Look:
-        return self._look(self._cheapest(share, caution, wholes=wholes))
-
-    def _look(self, candidate: Candidate) -> _Look:
-        start, stop = self._start, self._start + QUICK
-        kls = self._measured(candidate.circuit, start, stop)
-        rises = kls - self.kls[start:stop]  # on the same examples differences vary far less than either KL
-        doubt = float(rises.std()) / math.sqrt(len(rises)) if self._near else 0.0
-        return _Look(candidate=candidate, kls=kls, rise=float(rises.mean()), doubt=doubt)
-
-    def _agreed(self, look: _Look, most: float) -> bool:
-        """Whether all of the validation data allows it, too, where the budget is near; if so, its KL is kept."""
-        kls = self._completed(look.candidate.circuit, look.kls)
-        fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
-        both = min(len(kls), len(self.kls))  # examples
-        if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
-            self._set(kls)
-            return True
-        return False
-
-    def _completed(self, circuit: Circuit, kls: Tensor) -> Tensor:
-        """The KL of the examples that are looked at first, with that of all others where the budget is near or some before are left out."""
-        start = self._start
-        if start == 0 and upper_bound(kls) <= NEAR * self.config.kl_budget:
-            return kls
-        return torch.cat([self._measured(circuit, 0, start), kls, self._measured(circuit, start + len(kls))])
-
-    def _measured(self, circuit: Circuit, start: int, stop: int | None = None) -> Tensor:
-        """The KL of these validation examples, as far as there are so many."""
-        if start >= len(self.problem.task["validation"]) or start == stop:
-            return torch.zeros(0)
-        (kls,) = self.learner.looks([circuit], "validation", skip=start, first=stop)
-        return kls
+    def _look_at(self, share: float, caution: float, *, wholes: bool = True) -> Look:
+        return self.looks.at(self._cheapest(share, caution, wholes=wholes), turn=self.round)
 
     def _cheapest(self, share: float, caution: float, *, wholes: bool = True) -> Candidate:
         """`wholes`: may heads go as such?"""
@@ -392,14 +321,14 @@ class _Sieve:
         groups = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
         numbers = {"step": self.step, **{name: getattr(self, name) for name in NUMBERS}}
         tensors = {f"{group}.{level}": x for group, parts in groups.items() for level, x in parts.items()}
-        return State(tensors={"kls": self.kls, **tensors}, numbers=numbers)
+        return State(tensors={"kls": self.looks.kls, **tensors}, numbers=numbers)
 
     def restore(self, state: State) -> None:
         numbers = state.numbers
         for name in NUMBERS:
             setattr(self, name, numbers[name])
         tensors = dict(state.tensors)
-        self._set(tensors.pop("kls"))
+        self.looks.go_on_from(tensors.pop("kls"))
         groups: dict[str, LevelTensors] = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
         for name, tensor in tensors.items():
             group, level = name.split(".")
