@@ -6,7 +6,7 @@ import pytest
 
 from nodesieve import cli
 
-QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "validate_every": 2, "force": True, "polish": False}
+QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "force": True, "polish": False}
 
 
 def nodesieve(*arguments: object) -> int:

@@ -65,7 +65,7 @@ def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, object]) -> None:
-    run = ns.discover(loaded, ns.load_task("greater_than", loaded.tokenizer, train_size=32), make_config({**QUICK, **options}))
+    run = ns.discover(loaded, ns.load_task("greater_than", loaded.tokenizer, train_size=32), make_config({**QUICK, "validate_every": 2, **options}))
     if "keep" in options:
         assert 0.05 < run.circuit.size <= 0.1
     assert {"prob_diff", "cutoff_sharpness"} <= set(run.metrics["circuit"]["test"])

@@ -228,7 +228,7 @@ def markdown(result: dict[str, Any]) -> str:
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables(rows).items():
             parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
-        parts += [f"Seeds {', '.join(map(str, seeds))}; means over the runs there are.", ""]
+        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows, seeds), ""]
     if result["controls"]:
         parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
     if result["within"]:
@@ -236,6 +236,14 @@ def markdown(result: dict[str, Any]) -> str:
     if result["variants"]:
         parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def by_seed(rows: list[dict[str, Any]], seeds: list[int]) -> list[str]:
+    """A line a method: size and test KL of each seed's circuit."""
+    found = {(one["method"], one["seed"]): f"{one['size']:.1%} ({one['test']['kl']:.3f})" for one in rows}
+    methods = dict.fromkeys(one["method"] for one in rows)
+    lines = [[method, *(found.get((method, seed), "-") for seed in seeds)] for method in methods]
+    return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
 
 
 def table(headings: list[str], lines: list[list[str]]) -> list[str]:

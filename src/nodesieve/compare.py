@@ -7,7 +7,6 @@ there is not made again. `size_curve.json` beside it says how circuits of ten si
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -49,7 +48,7 @@ def compare(
     for method, seed in plan:
         place = directory / f"{method}-{seed}"
         say(f"{method}, seed {seed}: {len(rows) + 1} of {len(plan)}")
-        ensure_run(place, replace(config, method=method, seed=seed), quiet=quiet, trust_remote_code=trust_remote_code)
+        ensure_run(place, config.with_method(method, seed=seed), quiet=quiet, trust_remote_code=trust_remote_code)
         run = load_run(place)
         if not (place / CURVE).is_file():
             loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)

@@ -5,8 +5,8 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -58,6 +58,21 @@ PER_LEVEL = {
 }
 
 
+LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
+READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of
+    **dict.fromkeys(
+        (
+            *("controller", "target_size", "gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init"),
+            *("log_alpha_spread", "warmup_steps", "repair_share", "drop_below", "validate_every"),
+        ),
+        LEARNED_GATES,
+    ),
+    "learning_rate_final": (*LEARNED_GATES, "nested"),
+    "task_weight": ("sieve", *LEARNED_GATES),
+    "task_margin": ("sieve", *LEARNED_GATES),
+}
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class DiscoverConfig:
     """Options of `discover`. A number a level is given for the levels that differ from the default, e.g. `{"head": 1.0}`."""
@@ -83,7 +98,10 @@ class DiscoverConfig:
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
 
     # What to find
-    method: MethodName = Field(default="sieve", description="how nodes are scored")
+    method: Literal["auto"] | MethodName = Field(
+        default="auto",
+        description="how nodes are scored; auto: sieve, or multigranular where an option is set that only learned gates have, such as --controller",
+    )
     ablation: AblationName = Field(default="counterfactual", description="what a closed node holds")
     levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
     within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are looked at (sieve, multigranular)")
@@ -170,6 +188,8 @@ class DiscoverConfig:
 
     @model_validator(mode="after")
     def _fill_levels(self) -> DiscoverConfig:
+        if self.method == "auto":
+            object.__setattr__(self, "method", "multigranular" if any(READ_BY[name] == LEARNED_GATES for name in _set(self)) else "sieve")
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
         if self.polish and self.keep is not None:
@@ -178,11 +198,21 @@ class DiscoverConfig:
             )
         if self.polish is None:
             object.__setattr__(self, "polish", self.keep is None)
-        for name, defaults in {**PER_LEVEL, **({"penalties": PRICES} if self.method == "sieve" else {})}.items():
-            object.__setattr__(self, name, {**defaults, **getattr(self, name)})
+        for name, usual in {**PER_LEVEL, "penalties": _penalties(self.method)}.items():
+            object.__setattr__(self, name, {**usual, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
             raise ValueError("penalties and learning_rates: expected numbers of at least 0")
         return self
+
+    def with_method(self, method: MethodName, *, seed: int) -> DiscoverConfig:
+        """The same options for another method, with its own penalties where these are at the defaults."""
+        usual = _penalties(self.method)
+        return replace(self, method=method, seed=seed, penalties={level: x for level, x in self.penalties.items() if x != usual[level]})
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Options that are set though the method takes no notice of them."""
+        return tuple(name for name in _set(self) if self.method not in READ_BY[name])
 
     @property
     def seed_of_data(self) -> int:
@@ -191,6 +221,23 @@ class DiscoverConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields, as `config.yaml` holds it."""
         return {**asdict(self), "levels": list(self.levels), "metrics": list(self.metrics)}
+
+
+def _penalties(method: str) -> PerLevel:
+    return PRICES if method == "sieve" else PENALTIES
+
+
+def _set(config: DiscoverConfig) -> Iterator[str]:
+    """Those of `READ_BY` that are not at their default."""
+    for field in fields(DiscoverConfig):
+        if field.name in READ_BY:
+            info: Any = field.default  # pydantic's FieldInfo
+            usual, value = info.get_default(call_default_factory=True), getattr(config, field.name)
+            if field.name in PER_LEVEL:
+                usual = PER_LEVEL[field.name]
+                value = {**usual, **value}
+            if value != usual:
+                yield field.name
 
 
 def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
@@ -214,5 +261,6 @@ def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """The strings that a Literal field allows, () for any other."""
-    return tuple(value for value in get_args(annotation) if isinstance(value, str))
+    """The strings that a Literal field, or a union of several, allows; () for any other."""
+    values = [value for part in get_args(annotation) for value in get_args(part) or (part,)]
+    return tuple(value for value in values if isinstance(value, str))

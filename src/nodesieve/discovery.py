@@ -18,7 +18,7 @@ import torch
 from nodesieve.architectures import Architecture
 from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_nodes, count_parameters
-from nodesieve.config import DiscoverConfig
+from nodesieve.config import READ_BY, DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
@@ -65,7 +65,7 @@ def discover(
     journal.passes = problem.model.passes
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
-    for line in _examples_in_words(problem):
+    for line in (*_examples_in_words(problem), *_unread(config)):
         journal.note(line)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
@@ -184,6 +184,11 @@ def _examples_in_words(problem: Problem) -> Iterator[str]:
         yield f"{split}: {', '.join([str(counts['used']) + ' examples', *skipped])}"
         if split in problem.task.left_out:
             yield f"skipped in {split}, e.g.: {problem.task.left_out[split]}"
+
+
+def _unread(config: DiscoverConfig) -> Iterator[str]:
+    for name in config.unread:
+        yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(READ_BY[name])}"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,15 +15,17 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.methods.task_term import task_term
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """At a circuit: the mean loss, and by level (*shape(level)), on the CPU, d loss / d gate and Fisher information."""
+    """At a circuit: the mean loss, the KL in it, and by level (*shape(level)), on the CPU, d loss / d gate and Fisher information."""
 
     loss: float
+    kl: float
     gradient: LevelTensors
     fisher: LevelTensors
 
@@ -39,10 +41,13 @@ def ask(
     nodes = problem.nodes
     sums = [{level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in levels} for _ in range(2)]
     losses: list[Tensor] = []
-    loss_of_now = loss_of(problem, cache.answers)
+    kls: list[Tensor] = []
+    kl_of_now = loss_of(problem, cache.answers)
 
     def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        found = loss_of_now(logits, batch, generator)
+        kl = kl_of_now(logits, batch, generator)
+        found = kl + task_term(logits, batch, config)
+        kls.append(kl.detach())
         losses.append(found.detach())
         return found
 
@@ -64,4 +69,4 @@ def ask(
             sums[0][level] += gradient[level].sum(0)
             sums[1][level] += score[level].square().sum(0)
     gradients, squares = ({level: x.cpu() / len(index) for level, x in total.items()} for total in sums)
-    return Asked(loss=float(torch.cat(losses).mean()), gradient=gradients, fisher=squares)
+    return Asked(loss=float(torch.cat(losses).mean()), kl=float(torch.cat(kls).mean()), gradient=gradients, fisher=squares)

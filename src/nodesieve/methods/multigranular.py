@@ -27,12 +27,12 @@ from nodesieve.cache import Cache, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.controllers import CONTROLLERS, OBSERVE_EVERY, Controller
-from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State, Stopped
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
-from nodesieve.metrics import logit_difference, upper_bound
+from nodesieve.methods.task_term import task_term
+from nodesieve.metrics import upper_bound
 from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
@@ -76,7 +76,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
         kl = problem.objective(full, logits, batch).mean()
         shares = run.open_shares()
         penalty = kl.new_zeros(()) if repairing else run.controller.penalty(shares) * run.warmup()
-        loss = kl + penalty + _task_term(logits, batch, config)
+        loss = kl + penalty + task_term(logits, batch, config).mean()
         run.descend(loss, rate=falling(run.step / config.steps, config.learning_rate_final))
         kl_binary = None
         if observing:
@@ -110,14 +110,6 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
             raise Stopped(run.scores())
     journal.save(run.state())
     return run.scores()
-
-
-def _task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
-    if config.task_weight == 0:
-        return logits.new_zeros(())
-    if not all(batch.distractors):
-        raise UserError("--task-weight expects distractors in every example, got some without; set it to 0")
-    return config.task_weight * (config.task_margin - logit_difference(logits, batch)).relu().mean()
 
 
 def _reach(level: str, p: Tensor, nested: LevelTensors) -> Tensor:

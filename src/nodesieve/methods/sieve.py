@@ -97,7 +97,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
             {
                 "step": run.step,
                 "loss": asked.loss,
-                "kl": asked.loss,
+                "kl": asked.kl,
                 "penalty": {level: shares[level] for level in run.levels},
                 "open": shares,
                 "lambda": spent,

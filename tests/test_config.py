@@ -1,0 +1,110 @@
+"""Options: which method they choose, and that each is read by the methods that are said to read it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+
+from nodesieve.cache import training_cache
+from nodesieve.circuit import Circuit
+from nodesieve.config import PENALTIES, PRICES, READ_BY, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.discovery import discover
+from nodesieve.journal import Journal
+from nodesieve.methods import METHODS
+from nodesieve.methods.asking import Asked, ask
+from nodesieve.problem import Problem
+from planted import planted_model, planted_task
+from test_cache import make_problem
+
+METHOD_NAMES = choices(MethodName)
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({}, "sieve"),
+        ({"controller": "kl_budget", "learning_rates": {"head": 0.05}}, "sieve"),
+        ({"task_weight": 1.0, "penalties": {"head": 1.0}}, "sieve"),
+        ({"controller": "fixed"}, "multigranular"),
+        ({"log_alpha_init": {"head": 2.0}}, "multigranular"),
+        ({"method": "sieve", "controller": "fixed"}, "sieve"),
+        ({"method": "coarse", "controller": "fixed"}, "coarse"),
+    ],
+)
+def test_options_of_learned_gates_choose_them(options: dict[str, Any], method: str) -> None:
+    config = make_config(options)
+    assert config.method == method
+    assert make_config(config.to_dict()) == config
+    assert config.penalties == {**(PRICES if method == "sieve" else PENALTIES), **options.get("penalties", {})}
+
+
+def test_another_method_gets_its_own_penalties_and_keeps_those_that_were_given() -> None:
+    config = make_config({"penalties": {"head": 7.0}})
+    other = config.with_method("coarse", seed=3)
+    assert (other.method, other.seed) == ("coarse", 3)
+    assert other.penalties == {**PENALTIES, "head": 7.0}
+    assert other.with_method("sieve", seed=0) == config
+
+
+def test_what_has_no_effect_is_said() -> None:
+    class Noting(Journal):
+        notes: tuple[str, ...] = ()
+
+        def note(self, text: str) -> None:
+            self.notes += (text,)
+
+    journal = Noting()
+    discover(
+        planted_model(), planted_task(), make_config({"method": "random", "controller": "fixed", "polish": False, "force": True}), journal=journal
+    )
+    assert [note for note in journal.notes if "no effect" in note] == [
+        "--controller has no effect with --method random; it is read by multigranular, coarse"
+    ]
+    assert make_config({"method": "coarse", "controller": "fixed"}).unread == ()
+
+
+class Watched(DiscoverConfig):
+    """Remembers which of its fields were read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in READ_BY:
+            object.__getattribute__(self, "read").add(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("method", [name for name in METHOD_NAMES if name != "coarse"])  # which hands on a copy to multigranular
+def test_options_are_read_by_the_methods_that_are_said_to(method: MethodName) -> None:
+    read: set[str] = set()
+    for controller in ("kl_budget", "target_size"):
+        made = make_config({"method": method, "controller": controller, "steps": 24, "batch_size": 3, "task_weight": 0.1, "keep": 0.5})
+        config = object.__new__(Watched)
+        for name, value in {**{field.name: getattr(made, field.name) for field in fields(DiscoverConfig)}, "read": read}.items():
+            object.__setattr__(config, name, value)
+        METHODS[method](make_problem(), config, Journal())
+    assert read == {name for name, methods in READ_BY.items() if method in methods}
+
+
+def test_every_method_can_be_asked_for() -> None:
+    hint = get_type_hints(DiscoverConfig)["method"]
+    assert set(choices(hint)) == {"auto", *METHOD_NAMES}
+    assert set(METHODS) == set(METHOD_NAMES)
+
+
+def asked(problem: Problem, config: DiscoverConfig) -> Asked:
+    cache = training_cache(problem, config, None)
+    circuit = Circuit.whole(problem.nodes).without({"head": torch.zeros(1, 2, dtype=torch.long)})
+    return ask(problem, circuit, config, Journal(), levels=("head_dim", "mlp_neuron"), index=range(6), cache=cache)
+
+
+def test_the_sieve_asks_of_the_task_term_too() -> None:
+    problem, config = make_problem(), make_config({"batch_size": 3, "steps": 1, "learning_dtype": "float32"})
+    without, once, twice = (asked(problem, replace(config, task_weight=weight, task_margin=50.0)) for weight in (0.0, 0.1, 0.2))
+    assert without.loss == without.kl == once.kl == twice.kl
+    assert twice.loss - without.loss == pytest.approx(2 * (once.loss - without.loss))
+    for level, x in without.gradient.items():
+        torch.testing.assert_close(twice.gradient[level] - x, 2 * (once.gradient[level] - x))
+        assert (once.gradient[level] - x).abs().max() > 1e-3
+        assert torch.equal(once.fisher[level], without.fisher[level])
