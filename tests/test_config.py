@@ -12,6 +12,7 @@ from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import PENALTIES, PRICES, READ_BY, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.discovery import discover
+from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.methods import METHODS
 from nodesieve.methods.asking import Asked, ask
@@ -39,6 +40,18 @@ def test_options_of_learned_gates_choose_them(options: dict[str, Any], method: s
     assert config.method == method
     assert make_config(config.to_dict()) == config
     assert config.penalties == {**(PRICES if method == "sieve" else PENALTIES), **options.get("penalties", {})}
+
+
+def test_a_target_size_is_a_size_to_keep() -> None:
+    config = make_config({"controller": "target_size", "target_size": 0.3})
+    assert (config.method, config.size, config.polish) == ("multigranular", 0.3, False)
+    assert config.with_method("sieve", seed=0).size is None
+    assert make_config({"keep": 0.2}).size == 0.2
+    assert make_config({"controller": "target_size", "keep": 0.2}).size == 0.2
+    with pytest.raises(UserError, match="target_size expects controller target_size, got kl_budget"):
+        make_config({"target_size": 0.3})
+    with pytest.raises(UserError, match="ask for a size"):
+        make_config({"controller": "target_size", "polish": True})
 
 
 def test_another_method_gets_its_own_penalties_and_keeps_those_that_were_given() -> None:

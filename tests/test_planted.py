@@ -45,16 +45,17 @@ def test_the_plant_is_what_it_claims_to_be() -> None:
 def test_of_two_models_merged_into_one_the_task_s_own_is_found(part: Part, seed: int, ablation: str, copies: int) -> None:
     plant = merged(part, seed=seed, copies=copies)
     task = planted_task(seed, about=("early", "late").index(part))
-    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, "validate_every": 10, "ablation": ablation})
+    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, "ablation": ablation})
     assert_planted(make_problem(plant.loaded, task, config), plant.planted)
     run = discover(plant.loaded, task, config)
     assert {level: kept(run.circuit, level) for level in plant.planted} == plant.planted
     assert run.metrics["budget"]["met"]
 
 
+@pytest.mark.parametrize("options", [{"method": "sieve"}, {"method": "multigranular", "validate_every": 10}], ids=["sieve", "multigranular"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_planted_nodes_and_no_others_are_found(seed: int) -> None:
-    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, "validate_every": 10})
+def test_the_planted_nodes_and_no_others_are_found(seed: int, options: dict[str, object]) -> None:
+    config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, **options})
     run = discover(planted_model(), planted_task(seed), config)
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
     assert run.metrics["budget"]["met"]

@@ -121,7 +121,7 @@ class DiscoverConfig:
     )
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
-    target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to")
+    target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to, and that is kept")
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
     estimator: Literal["mixed", "pathwise", "straight_through"] = Field(
         default="mixed",
@@ -192,17 +192,26 @@ class DiscoverConfig:
             object.__setattr__(self, "method", "multigranular" if any(READ_BY[name] == LEARNED_GATES for name in _set(self)) else "sieve")
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
-        if self.polish and self.keep is not None:
+        if self.controller != "target_size" and "target_size" in _set(self):
+            raise ValueError(f"target_size expects controller target_size, got {self.controller}; for a size by any method, use keep")
+        if self.polish and self.size is not None:
             raise ValueError(
-                "polish closes nodes within the KL budget, and keep asks for a size: expected one of them, got both; --no-polish with --keep"
+                "polish closes nodes within the KL budget; keep and controller target_size ask for a size: expected one or the other, got both; "
+                "add --no-polish"
             )
         if self.polish is None:
-            object.__setattr__(self, "polish", self.keep is None)
+            object.__setattr__(self, "polish", self.size is None)
         for name, usual in {**PER_LEVEL, "penalties": _penalties(self.method)}.items():
             object.__setattr__(self, name, {**usual, **getattr(self, name)})
         if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
             raise ValueError("penalties and learning_rates: expected numbers of at least 0")
         return self
+
+    @property
+    def size(self) -> float | None:
+        """The share of leaves to keep, where that is asked for instead of the KL budget."""
+        steered = self.controller == "target_size" and self.method in LEARNED_GATES
+        return self.target_size if self.keep is None and steered else self.keep
 
     def with_method(self, method: MethodName, *, seed: int) -> DiscoverConfig:
         """The same options for another method, with its own penalties where these are at the defaults."""

@@ -127,8 +127,8 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
     def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
         return problem.losses(circuits, "validation", cut=True)
 
-    if config.keep is not None:
-        return select_size(scores, measure, keep=config.keep, budget=config.kl_budget)
+    if config.size is not None:
+        return select_size(scores, measure, keep=config.size, budget=config.kl_budget)
     learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
 
     def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
