@@ -32,8 +32,8 @@ CURVES = HERE.parent / "docs" / "curves"
 # task:seed, with :budget where it is not the default
 PLAN = (
     *("ioi:0", "ioi:1", "ioi:2"),
-    *("greater_than:0", "greater_than:0:0.1", "greater_than:0:0.05", "gendered_pronoun:0", "gendered_pronoun:0:0.1"),
-    "gendered_pronoun:0:0.12",
+    *("greater_than:0", "greater_than:0:0.1", "greater_than:0:0.05"),
+    *("gendered_pronoun:0", "gendered_pronoun:0:0.1", "gendered_pronoun:0:0.12"),
 )
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")

@@ -180,6 +180,22 @@ def test_heads_go_as_wholes_where_that_is_cheaper(
     assert bool(taken.chosen["head"]) == wholes
 
 
+def test_each_round_takes_its_looks_in_its_own_turn(made_up: _Sieve, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+
+    def at(looks: Looks, one: Candidate, *, turn: int) -> Look:
+        turns.append(turn)
+        return seen(one, one.price)
+
+    monkeypatch.setattr(Looks, "at", at)
+    monkeypatch.setattr(Looks, "agree", lambda *_: True)
+    for number in (0, 1, 5):
+        made_up.round = number
+        made_up._taken(10.0)
+        assert set(turns) == {number}
+        turns.clear()
+
+
 def test_without_whole_heads_none_goes(problem: Problem) -> None:
     run = _Sieve(problem, config())
     run.looks.begin(run.circuit)

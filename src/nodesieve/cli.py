@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_type_hints
 import click
 
 from nodesieve import __version__
-from nodesieve.config import AblationName, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.config import AblationName, DiscoverConfig, MethodName, choices, default_of, make_config
 from nodesieve.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UnknownFamilyWarning, UserError
 from nodesieve.levels import LEVELS
 
@@ -74,8 +74,7 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     hints = get_type_hints(DiscoverConfig)
     for field in reversed(fields(DiscoverConfig)):
         info: Any = field.default  # pydantic's FieldInfo
-        allowed = choices(hints[field.name])
-        default = info.get_default(call_default_factory=True)
+        allowed, default = choices(hints[field.name]), default_of(field)
         shown = ",".join(default) if isinstance(default, tuple) else default
         note = f"  [default: {shown}]" if shown not in (None, "", {}) and not isinstance(shown, bool) else ""
         flag = "--" + field.name.replace("_", "-")

@@ -187,7 +187,7 @@ class DiscoverConfig:
         return value
 
     @model_validator(mode="after")
-    def _fill_levels(self) -> DiscoverConfig:
+    def _settle(self) -> DiscoverConfig:
         if self.method == "auto":
             object.__setattr__(self, "method", "multigranular" if any(READ_BY[name] == LEARNED_GATES for name in _set(self)) else "sieve")
         if self.max_minutes is not None and self.method != "sieve":
@@ -240,13 +240,14 @@ def _set(config: DiscoverConfig) -> Iterator[str]:
     """Those of `READ_BY` that are not at their default."""
     for field in fields(DiscoverConfig):
         if field.name in READ_BY:
-            info: Any = field.default  # pydantic's FieldInfo
-            usual, value = info.get_default(call_default_factory=True), getattr(config, field.name)
-            if field.name in PER_LEVEL:
-                usual = PER_LEVEL[field.name]
-                value = {**usual, **value}
-            if value != usual:
+            usual, value = PER_LEVEL.get(field.name, default_of(field)), getattr(config, field.name)
+            if ({**usual, **value} if field.name in PER_LEVEL else value) != usual:
                 yield field.name
+
+
+def default_of(field: Any) -> Any:
+    """What an option, one of `fields(DiscoverConfig)`, is where it is not given; of numbers a level, nothing."""
+    return field.default.get_default(call_default_factory=True)  # pydantic's FieldInfo
 
 
 def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
