@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ from nodesieve.errors import UserError
 from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
+from nodesieve.parts import Part, cheapest_parts
 from nodesieve.polish import polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
 from nodesieve.select import Selection
+from nodesieve.tasks.base import SplitName
 from planted import PLANTED, kept, planted_model, planted_task
 
 BUDGET = 0.1
@@ -111,6 +115,46 @@ def test_the_nodes_of_lowest_score_are_tried_first(problem: Problem) -> None:
 def test_a_circuit_over_the_budget_comes_back_as_it_is(problem: Problem) -> None:
     selection = replace(selected(problem, Circuit.whole(problem.nodes)), met=False)
     assert polish(problem, selection, CONFIG, Journal())[0] is selection
+
+
+class Additive(Problem):
+    """Closing costs what it costs, whatever else is closed: of each head the same, of each neuron the same."""
+
+    def __init__(self, problem: Problem, *, head: float, neuron: float) -> None:
+        self.model, self._head, self._neuron = problem.model, head, neuron
+
+    def in_dtype(self, dtype: torch.dtype) -> Problem:
+        return self
+
+    def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, **how: Any) -> list[torch.Tensor]:
+        closed = [{level: self.nodes.count(level) - circuit.kept(level) for level in ("head", "mlp_neuron")} for circuit in circuits]
+        return [torch.full((first or 8,), gone["head"] * self._head + gone["mlp_neuron"] * self._neuron) for gone in closed]
+
+    def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[torch.Tensor]:
+        return self.losses(circuits, split, first=first)
+
+
+def test_what_is_cheap_for_what_it_gains_goes_first(problem: Problem) -> None:
+    whole = Circuit.whole(problem.nodes)
+    head, neuron = (("head", torch.tensor([[0, 0]])), ("mlp_neuron", torch.tensor([[0, 0]])))
+
+    def chosen(gains: Sequence[float] | None) -> list[str]:
+        parts: list[Part] = [head, neuron]
+        additive = Additive(problem, head=0.02, neuron=0.01)
+        return [level for level, _ in cheapest_parts(whole, parts, additive, most=0.025, goes_on=lambda done, total: True, gains=gains)]
+
+    assert chosen([4, 1]) == ["head"]
+    assert chosen(None) == ["mlp_neuron"]
+
+
+@pytest.mark.parametrize(("head", "neuron", "gone"), [(0.03, 1.0, (3, 0)), (0.2, 0.019, (0, 5))])
+def test_the_budget_is_spent_on_heads_as_on_what_is_finer(problem: Problem, head: float, neuron: float, gone: tuple[int, int]) -> None:
+    additive = Additive(problem, head=head, neuron=neuron)
+    whole, levels = Circuit.whole(problem.nodes), ("head", "mlp_neuron")
+    scores = Scores(values={level: torch.ones(problem.nodes.shape(level)) for level in LEVELS}, nodes=problem.nodes, levels=levels)
+    selection = Selection(circuit=whole, scores=scores, threshold=0.5, kl=0.0, kl_upper=0.0, met=True)
+    polished, _ = polish(additive, selection, CONFIG, Journal())
+    assert tuple(whole.kept(level) - polished.circuit.kept(level) for level in levels) == gone
 
 
 def test_a_run_says_what_there_was_before() -> None:

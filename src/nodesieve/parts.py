@@ -21,11 +21,20 @@ NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
 
 
-def cheapest_parts(start: Circuit, parts: Sequence[Part], problem: Problem, *, most: float, goes_on: Callable[[int, int], bool]) -> list[Part]:
-    """As many parts, the cheapest for their number of nodes first, as together raise the KL by no more than `most`.
+def cheapest_parts(
+    start: Circuit,
+    parts: Sequence[Part],
+    problem: Problem,
+    *,
+    most: float,
+    goes_on: Callable[[int, int], bool],
+    gains: Sequence[float] | None = None,
+) -> list[Part]:
+    """As many parts, the cheapest for what they gain first, as together raise the KL by no more than `most`.
 
     Args:
         problem: whose validation data is looked at.
+        gains: of each part; by default its number of nodes.
         goes_on: told how many parts of how many have been closed alone; where it says no, nothing is to go.
     """
     if not parts:
@@ -36,7 +45,8 @@ def cheapest_parts(start: Circuit, parts: Sequence[Part], problem: Problem, *, m
         costs += _rises([less(start, [part]) for part in parts[place : place + WIDTH]], own, problem)
         if not goes_on(len(costs), len(parts)):
             return []
-    worth = [rise / len(index) for rise, (_, index) in zip(costs, parts, strict=True)]
+    gains = [len(index) for _, index in parts] if gains is None else gains
+    worth = [rise / gain for rise, gain in zip(costs, gains, strict=True)]
     order = [parts[place] for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
     if not order:
         return []

@@ -5,10 +5,11 @@ those of another. Here parts of the circuit are closed on validation data alone,
 
 1. blocks, then heads;
 2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then ever smaller parts (`PARTS`);
-3. in a small circuit, single nodes.
+3. all of these together, blocks, heads and the smallest parts;
+4. in a small circuit, single nodes.
 
-A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`): those that leave the KL where it is, and in the last stages
-whatever the budget allows. Each stage is done over until little or nothing more goes.
+A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`), cheap for how many nodes without children go with them: those
+that leave the KL where it is, and in the last two stages whatever the budget allows. Each is done over until little or nothing more goes.
 
 Looks are at part of the validation data, on the copy of the model that is learned on; what is closed is measured on all of it in the model's own
 dtype.
@@ -37,7 +38,7 @@ BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS = (1 / 2, 1 / 6, 1 / 16)  # of the kept nodes of one level in one layer
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
-LITTLE = 0.01  # of the circuit: a pass over small parts that closes less is the last of its stage
+LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,14 @@ class _Stage:
     """What is tried: kinds of parts, and whether they may spend the budget or only what costs nothing."""
 
     levels: tuple[str, ...]
-    share: float | None  # of a level's nodes in a layer; None: one by one
+    share: float | None  # of a childless level's nodes in a layer, heads and blocks one by one; None: all one by one
     spending: bool
     if_few: bool = False  # only in a small circuit
+
+    def is_done(self, before: Circuit, after: Circuit) -> bool:
+        """Has a pass closed so little that another is not worth its time?"""
+        kept, left = (sum(circuit.kept(level) for level in self.levels if level not in CHILDLESS) for circuit in (before, after))
+        return after.size > (1 - LITTLE) * before.size and left >= (1 - FEW) * kept
 
 
 def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal, *, limit: float = math.inf) -> tuple[Selection, float]:
@@ -72,7 +78,7 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
             if not polisher.go_through(stage, journal, until=began + limit):
                 break
             journal.say(f"polishing: {100 * polisher.now.circuit.size:.1f}% of the leaves, validation KL {polisher.now.kl:.3f}")
-            if stage.share is not None and polisher.now.circuit.size > (1 - LITTLE) * before.size:
+            if stage.is_done(before, polisher.now.circuit):
                 break
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)
     return polisher.now, time.monotonic() - began
@@ -80,10 +86,12 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
 
 def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
     childless = tuple(level for level in levels if level in CHILDLESS)
-    for wholes in (BLOCKS, HEADS):
-        yield _Stage(levels=tuple(level for level in wholes if level in levels), share=None, spending=not childless)
+    blocks, heads = (tuple(level for level in wholes if level in levels) for wholes in (BLOCKS, HEADS))
+    for wholes in (blocks, heads):
+        yield _Stage(levels=wholes, share=None, spending=False)
     for share in PARTS:
-        yield _Stage(levels=childless, share=share, spending=share == PARTS[-1])
+        yield _Stage(levels=childless, share=share, spending=False)
+    yield _Stage(levels=(*blocks, *heads, *childless), share=PARTS[-1], spending=True)
     yield _Stage(levels=childless, share=None, spending=True, if_few=True)
 
 
@@ -105,16 +113,19 @@ class _Polisher:
                 raise KeyboardInterrupt
             return time.monotonic() <= until
 
-        chosen = cheapest_parts(start, list(self._parts(stage)), self.learner, most=most, goes_on=goes_on)
+        parts = list(self._parts(stage))
+        gains = [_gain(start, part) for part in parts]
+        chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=goes_on, gains=gains)
         return any(count and self._closed(less(start, chosen[:count]), most=most) for count in (len(chosen), len(chosen) // 2))
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
-        if stage.share is None:
-            singles = [(level, index.unsqueeze(0)) for level in stage.levels for index in masks[level].nonzero()]
-            yield from singles if not stage.if_few or len(singles) <= SINGLES else ()
+        if stage.if_few and sum(self.now.circuit.kept(level) for level in stage.levels) > SINGLES:
             return
         for level in stage.levels:
+            if stage.share is None or level not in CHILDLESS:
+                yield from ((level, index.unsqueeze(0)) for index in masks[level].nonzero())
+                continue
             for layer in range(self.problem.nodes.layers):
                 kept = masks[level][layer].nonzero()
                 count = int(stage.share * len(kept))
@@ -144,3 +155,12 @@ class _Polisher:
         kl, upper = state.numbers["now"]
         self.now = Selection(circuit=circuit, scores=self.now.scores, threshold=self.now.threshold, kl=kl, kl_upper=upper, met=True)
         return int(state.numbers["stage"])
+
+
+def _gain(circuit: Circuit, part: Part) -> int:
+    """How many nodes without children go with a part."""
+    level, index = part
+    if level in CHILDLESS:
+        return len(index)
+    smaller = less(circuit, [part])
+    return sum(circuit.kept(level) - smaller.kept(level) for level in CHILDLESS)
