@@ -4,8 +4,8 @@ One threshold over all scores leaves nodes in that the circuit hardly needs: sco
 those of another. Here parts of the circuit are closed on validation data alone, the same way for every method:
 
 1. blocks, then heads;
-2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then ever smaller parts (`PARTS`);
-3. all of these together, blocks, heads and the smallest parts;
+2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then a sixth (`PARTS`);
+3. all of these together, blocks, heads and still smaller parts;
 4. in a small circuit, single nodes.
 
 A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`), cheap for how many nodes without children go with them: those
@@ -35,7 +35,7 @@ from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
-PARTS = (1 / 2, 1 / 6, 1 / 16)  # of the kept nodes of one level in one layer
+PARTS, SMALLEST = (1 / 2, 1 / 6), 1 / 16  # of the kept nodes of one level in one layer
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
 LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
@@ -91,7 +91,7 @@ def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
         yield _Stage(levels=wholes, share=None, spending=False)
     for share in PARTS:
         yield _Stage(levels=childless, share=share, spending=False)
-    yield _Stage(levels=(*blocks, *heads, *childless), share=PARTS[-1], spending=True)
+    yield _Stage(levels=(*blocks, *heads, *childless), share=SMALLEST, spending=True)
     yield _Stage(levels=childless, share=None, spending=True, if_few=True)
 
 
