@@ -151,9 +151,7 @@ def test_what_is_cheap_for_what_it_gains_goes_first(problem: Problem) -> None:
 def test_the_budget_is_spent_on_heads_as_on_what_is_finer(problem: Problem, head: float, neuron: float, gone: tuple[int, int]) -> None:
     additive = Additive(problem, head=head, neuron=neuron)
     whole, levels = Circuit.whole(problem.nodes), ("head", "mlp_neuron")
-    scores = Scores(values={level: torch.ones(problem.nodes.shape(level)) for level in LEVELS}, nodes=problem.nodes, levels=levels)
-    selection = Selection(circuit=whole, scores=scores, threshold=0.5, kl=0.0, kl_upper=0.0, met=True)
-    polished, _ = polish(additive, selection, CONFIG, Journal())
+    polished, _ = polish(additive, selected(additive, whole, levels=levels), CONFIG, Journal())
     assert tuple(whole.kept(level) - polished.circuit.kept(level) for level in levels) == gone
 
 
