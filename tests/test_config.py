@@ -10,7 +10,7 @@ import torch
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
-from nodesieve.config import PENALTIES, PRICES, READ_BY, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.config import PENALTIES, PRICES, READ_BY, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
@@ -47,9 +47,12 @@ def test_a_target_size_is_a_size_to_keep() -> None:
     assert (config.method, config.size, config.polish) == ("multigranular", 0.3, False)
     assert config.with_method("sieve", seed=0).size is None
     assert make_config({"keep": 0.2}).size == 0.2
-    assert make_config({"controller": "target_size", "keep": 0.2}).size == 0.2
-    with pytest.raises(UserError, match="target_size expects controller target_size, got kl_budget"):
-        make_config({"target_size": 0.3})
+    assert make_config({"controller": "target_size"}).size == TARGET_SIZE
+    steered = make_config({"controller": "target_size", "keep": 0.2})
+    assert (steered.size, steered.target_size) == (0.2, 0.2)
+    for size in (0.3, TARGET_SIZE):
+        with pytest.raises(UserError, match="target_size expects controller target_size, got kl_budget"):
+            make_config({"target_size": size})
     with pytest.raises(UserError, match="ask for a size"):
         make_config({"controller": "target_size", "polish": True})
 

@@ -58,6 +58,7 @@ PER_LEVEL = {
 }
 
 
+TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
 READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of
     **dict.fromkeys(
@@ -121,7 +122,9 @@ class DiscoverConfig:
     )
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")
-    target_size: float = Field(default=0.1, gt=0, le=1, description="share of leaves that controller target_size steers to, and that is kept")
+    target_size: float | None = Field(
+        default=None, gt=0, le=1, description=f"share of leaves that controller target_size steers to, and that is kept; {TARGET_SIZE:g} if not given"
+    )
     gate_samples: Literal["example", "batch"] = Field(default="example", description="one gate sample an example, or one a batch (the paper's form)")
     estimator: Literal["mixed", "pathwise", "straight_through"] = Field(
         default="mixed",
@@ -192,8 +195,10 @@ class DiscoverConfig:
             object.__setattr__(self, "method", "multigranular" if any(READ_BY[name] == LEARNED_GATES for name in _set(self)) else "sieve")
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
-        if self.controller != "target_size" and "target_size" in _set(self):
+        if self.controller != "target_size" and self.target_size is not None:
             raise ValueError(f"target_size expects controller target_size, got {self.controller}; for a size by any method, use keep")
+        if self.controller == "target_size" and self.target_size is None and self.method in LEARNED_GATES:
+            object.__setattr__(self, "target_size", TARGET_SIZE if self.keep is None else self.keep)
         if self.polish and self.size is not None:
             raise ValueError(
                 "polish closes nodes within the KL budget; keep and controller target_size ask for a size: expected one or the other, got both; "

@@ -155,6 +155,8 @@ class TargetSize:
 
     def __init__(self, config: DiscoverConfig, nodes: NodeSpace) -> None:
         self._config = config
+        assert config.target_size is not None  # the config settles it for this controller
+        self._size = config.target_size
         self._leaves = {level: nodes.count(level) for level in LEAVES if level in nodes.levels}
         self._linear = self._quadratic = 0.0
         self._excess = 0.0
@@ -166,7 +168,7 @@ class TargetSize:
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
         leaves = {level: count for level, count in self._leaves.items() if level in shares}
         size = torch.stack([shares[level] * count for level, count in leaves.items()]).sum() / sum(leaves.values())
-        excess = size - self._config.target_size
+        excess = size - self._size
         self._excess = float(excess.detach())
         others = {level: share for level, share in shares.items() if level not in leaves}
         pull = self._linear * excess + self._quadratic * excess**2
