@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,12 +109,21 @@ class Problem:
         for batch in self.task[split].batches(self.batch_size, first=first, skip=skip):
             yield batch, self.model.gated_logits_of_each(batch.clean, gates, values(batch), shrunk=shrunk)
 
-    def losses(self, circuits: Sequence[Circuit], split: SplitName, **how: Any) -> list[Tensor]:
+    def losses(
+        self,
+        circuits: Sequence[Circuit],
+        split: SplitName,
+        *,
+        first: int | None = None,
+        skip: int = 0,
+        cut: bool = False,
+        values: Values | None = None,
+    ) -> list[Tensor]:
         """The objective of every example of a split, one (n,) tensor a circuit; arguments as for `circuit_logits`."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
         batches = []
-        for batch, logits in self.circuit_logits(circuits, split, **how):
+        for batch, logits in self.circuit_logits(circuits, split, first=first, skip=skip, cut=cut, values=values):
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
                 row.append(self.objective(full[batch.index], own, batch))

@@ -1,0 +1,65 @@
+"""`nodesieve compare`: methods side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodesieve.cli.common import goes_on, trust_remote_code_option
+from nodesieve.config import MethodName, choices, make_config
+from nodesieve.errors import UserError
+
+
+@click.command("compare", short_help="Methods side by side on one model and task.")
+@click.option("--model", help="as for discover  [default: smollm2-135m]")
+@click.option("--task", help="as for discover  [default: ioi]")
+@click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
+@click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
+@click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="directory for the runs and the comparison")
+@click.option("--quiet", is_flag=True, help="no progress; only the table")
+@trust_remote_code_option
+def command(
+    model: str | None,
+    task: str | None,
+    methods: str,
+    budget: float | None,
+    seeds: int,
+    polish: bool | None,
+    config_file: Path | None,
+    out: Path,
+    quiet: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Find the circuit of one task by several methods, each through the same selection, and compare what they keep. Finished runs are kept."""
+    from nodesieve.compare import compare as run_comparison
+    from nodesieve.console import print_comparison
+    from nodesieve.report.comparison import render
+    from nodesieve.run import read_config, write_text
+
+    names: Any = tuple(dict.fromkeys(name for name in methods.split(",") if name))
+    unknown = [name for name in names if name not in choices(MethodName)]
+    if unknown or not names:
+        raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")
+    given = {"model": model, "task": task, "kl_budget": budget, "polish": polish}
+    base = read_config(config_file).to_dict() if config_file else {}
+    config = make_config({**base, **{name: value for name, value in given.items() if value is not None}})
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out expects a directory, got the file {str(out)!r}")
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    with goes_on():
+        found = run_comparison(config, out, methods=names, seeds=range(seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code)
+    write_text(out / "compare.html", render(found))
+    print_comparison(
+        found, title=f"{config.task} in {config.model}, KL budget {config.kl_budget:g}, means over {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
+    print(f"comparison: {out / 'compare.html'}")

@@ -1,0 +1,72 @@
+"""`nodesieve evaluate`: a circuit measured again, and beside others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
+from nodesieve.config import AblationName, choices
+
+
+@click.command("evaluate", short_help="Measure a run's circuit, on its own task or another.")
+@run_argument
+@click.option("--task", help="a built-in task or a file; by default the run's own")
+@click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
+@click.option("--model", help="the model, where it has moved since the run")
+@click.option("--device", help="torch device; by default the run's own")
+@click.option("--ablation", type=click.Choice(choices(AblationName)), help="what closed nodes hold; by default as in the run")
+@click.option("--controls", "with_controls", is_flag=True, help="measure random, complementary and smaller circuits beside it; see docs/evidence.md")
+@click.option("--draws", default=100, show_default=True, type=click.IntRange(1), help="random circuits of each kind, for --controls")
+@trust_remote_code_option
+@click.option("--size-curve", "with_curve", is_flag=True, help="measure circuits of ten sizes cut from the run's scores; see docs/evidence.md")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def command(
+    directory: Path,
+    task: str | None,
+    split: Any,
+    model: str | None,
+    device: str | None,
+    ablation: Any,
+    with_controls: bool,
+    draws: int,
+    with_curve: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Measure the circuit in DIRECTORY on the test data of its own task, or of another with --task."""
+    import json
+
+    from nodesieve.console import ConsoleJournal, print_controls, print_evaluation, print_size_curve
+    from nodesieve.controls import controls_file, controls_kept_in, summary
+    from nodesieve.evaluation import evaluate_circuit, problem_of
+    from nodesieve.models import model_of
+    from nodesieve.run import load_run
+    from nodesieve.size_curve import size_curve
+    from nodesieve.tasks.load import task_of
+
+    run = load_run(directory)
+    loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
+    examples = task_of(run.config, loaded.tokenizer, task=task)
+    problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
+    evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
+    title = f"{directory} on {examples.name}, {split} data, {problem.ablation_name} ablation"
+    shown = asdict(evaluation)
+    if not as_json:
+        print_evaluation(evaluation, title=title)
+    if with_curve:
+        shown["size_curve"] = size_curve(problem, run.scores, split=split, budget=run.config.kl_budget)
+        if not as_json:
+            print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
+    if with_controls:
+        path = controls_file(directory, task=problem.task.name, split=split, ablation=problem.ablation_name)
+        with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(f"what was measured is in {path}; "):
+            found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
+        shown["controls"] = found
+        if not as_json:
+            print_controls(found, title="other circuits, measured alike")
+    if as_json:
+        print(json.dumps({"task": examples.name, "ablation": problem.ablation_name, **shown}, indent=2))

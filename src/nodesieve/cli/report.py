@@ -1,0 +1,25 @@
+"""`nodesieve report`: the page of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nodesieve.errors import UserError
+
+
+@click.command("report", short_help="Write report.html for one run, or one page for several.")
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="the page  [default: report.html in the first directory]")
+def command(directories: tuple[Path, ...], out: Path | None) -> None:
+    """Write a self-contained HTML page about the runs in DIRECTORIES."""
+    from nodesieve.report.page import render
+    from nodesieve.run import REPORT, load_run, write_text
+
+    page = render([(directory.name or str(directory), load_run(directory)) for directory in directories])
+    target = out or directories[0] / REPORT
+    if target.is_dir() or not target.parent.is_dir():
+        raise UserError(f"--out expects a file in a directory that exists, got {str(target)!r}")
+    write_text(target, page)
+    print(target)

@@ -1,0 +1,61 @@
+"""`nodesieve stability`: how much of a circuit other seeds and other data find again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
+from nodesieve.errors import UserError
+
+
+@click.command("stability", short_help="The run again with other seeds on resampled data: what is found every time?")
+@run_argument
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="further runs")
+@click.option("--agree", type=click.IntRange(1), help="runs that must keep a node for the consensus to keep it  [default: more than half of all]")
+@click.option("--quiet", is_flag=True, help="no progress")
+@trust_remote_code_option
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_remote_code: bool, as_json: bool) -> None:
+    """Repeat the run in DIRECTORY, compare what was kept by level, and measure the circuit that the runs agree on."""
+    import json
+
+    from nodesieve.console import print_agreement, print_evaluation
+    from nodesieve.evaluation import evaluate as measure
+    from nodesieve.models import model_of
+    from nodesieve.run import load_run, write_json
+    from nodesieve.stability import agreement, consensus, repeat
+    from nodesieve.tasks.load import task_of
+
+    run = load_run(directory)
+    if not run.metrics:
+        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {directory}")
+    at_least = agree or (1 + seeds) // 2 + 1
+    if at_least > 1 + seeds:
+        raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
+    with goes_on():
+        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
+    circuits = [one.circuit for one in runs]
+    shared = consensus(circuits, at_least=at_least)
+    loaded = model_of(run.config, trust_remote_code=trust_remote_code)
+    evaluation = measure(loaded, task_of(run.config, loaded.tokenizer), replace(run, circuit=shared))
+    found = {
+        "runs": len(runs),
+        "levels": agreement(circuits),
+        "consensus": {
+            "at_least": at_least,
+            "size": shared.size,
+            "nodes": {level: shared.kept(level) for level in shared.nodes.levels},
+            **asdict(evaluation),
+        },
+    }
+    write_json(directory / "stability.json", found)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_agreement(found, title=f"{len(runs)} runs like {directory}")
+        print_evaluation(
+            evaluation, title=f"nodes kept by at least {at_least} of {len(runs)} runs ({100 * shared.size:.1f}% of the leaves), test data"
+        )

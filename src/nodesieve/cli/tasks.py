@@ -1,0 +1,29 @@
+"""`nodesieve tasks`: the built-in tasks."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("tasks", short_help="List the built-in tasks.")
+@click.option("--model", help="show examples as they are drawn for this model's tokenizer")
+@click.option("--seed", default=0, show_default=True, type=int)
+def command(model: str | None, seed: int) -> None:
+    """List the built-in tasks; with --model, with examples."""
+    from nodesieve.tasks import BUILTINS
+
+    loaded = None
+    if model is not None:
+        from nodesieve.models import load_model
+
+        loaded = load_model(model)
+    for builtin in BUILTINS.values():
+        print(f"{builtin.name:18} {builtin.description}")
+        if loaded is not None:
+            from nodesieve.tasks.load import load_task
+
+            task = load_task(builtin.name, loaded.tokenizer, seed=seed)
+            print("  " + ", ".join(f"{len(examples)} {split}" for split, examples in task.splits.items()))
+            for example in task.splits["validation"][:2]:
+                print(f"    clean      {example.clean!r}\n    corrupted  {example.corrupted!r}")
+                print(f"    answers    {', '.join(map(repr, example.answers))}   distractors {', '.join(map(repr, example.distractors))}")
