@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import torch
+import yaml
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
@@ -17,6 +19,7 @@ from nodesieve.journal import Journal
 from nodesieve.methods import METHODS
 from nodesieve.methods.asking import Asked, ask
 from nodesieve.problem import Problem
+from nodesieve.run import read_config
 from planted import planted_model, planted_task
 from test_cache import make_problem
 
@@ -55,6 +58,15 @@ def test_a_target_size_is_a_size_to_keep() -> None:
             make_config({"target_size": size})
     with pytest.raises(UserError, match="ask for a size"):
         make_config({"controller": "target_size", "polish": True})
+
+
+def test_files_that_name_a_size_nothing_steers_to_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**make_config({}).to_dict(), "target_size": TARGET_SIZE}))  # as all were written once
+    assert read_config(tmp_path) == make_config({})
+    file.write_text(yaml.safe_dump({"target_size": 0.3}))
+    with pytest.raises(UserError, match="target_size expects controller target_size"):
+        read_config(tmp_path)
 
 
 def test_another_method_gets_its_own_penalties_and_keeps_those_that_were_given() -> None:

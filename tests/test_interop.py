@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import tiny_model
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.interop import read_mib, to_mib
-from nodesieve.levels import LEVELS
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
 from nodesieve.verify import is_parallel
@@ -51,6 +52,17 @@ def test_the_file_is_as_the_benchmark_reads_it(tmp_path: Path) -> None:
     assert (read.layers, read.heads, read.width, read.parallel) == (2, 2, 4, False)
     assert all(torch.equal(read.in_graph[level], circuit.masks[level]) for level in read.in_graph)
     assert read.scores["head"].tolist() == [[2.5, -1.0], [2.0, 2.5]]
+
+
+def test_without_scores_of_wholes_a_node_is_in_the_graph_where_its_score_is_above_the_line() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = Scores(values={level: torch.randn(NODES.shape(level), generator=generator) for level in LEVELS}, nodes=NODES, levels=DEFAULT_LEVELS)
+    for line in (-1.0, -0.5, 0.0):
+        nodes = to_mib(drawn.circuit(line), drawn, parallel=False)["nodes"]
+        assert all(node["in_graph"] == (node["score"] > line) for name, node in nodes.items() if name != "input")
+    wholes = {"head": torch.arange(4.0).reshape(2, 2), "mlp_block": torch.tensor([7.0, 8.0])}
+    nodes = to_mib(drawn.circuit(0.0), replace(drawn, wholes=wholes), parallel=False)["nodes"]
+    assert [nodes[name]["score"] for name in ("a0.h1", "a1.h0", "m1")] == [1.0, 2.0, 8.0]
 
 
 def test_scores_of_finer_levels_alone_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
     assert first["head"] == coarse.circuit.kept("head") / coarse.circuit.nodes.count("head")
     with pytest.raises(UserError, match="--within expects --method sieve or multigranular"):
         discover(planted_model(), planted_task(), make_config({**options, "method": "fisher"}))
+
+
+@pytest.mark.parametrize("method", ["sieve", "multigranular"])
+@pytest.mark.parametrize(("levels", "lacking"), [("head,head_dim", None), ("mlp_neuron", None), (None, "head")])
+def test_a_search_stays_within(method: str, levels: str | None, lacking: str | None, tmp_path: Path) -> None:
+    planted = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "steps": 200}))
+    outer = planted.circuit.without({lacking: planted.circuit.masks[lacking].nonzero()}) if lacking else planted.circuit
+    replace(planted, circuit=outer).save(tmp_path)
+    config = make_config({"kl_budget": BUDGET, "steps": 20, "method": method, "within": str(tmp_path), **({"levels": levels} if levels else {})})
+    run = discover(planted_model(), planted_task(), config)
+    assert not any(bool((mask & ~outer.masks[level]).any()) for level, mask in run.circuit.masks.items())
+    assert run.metrics["budget"]["met"] == (lacking is None)
 
 
 @pytest.mark.parametrize("method", ["fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"])

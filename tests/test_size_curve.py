@@ -11,8 +11,8 @@ from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.nodes import NodeSpace
-from nodesieve.scores import Scores
-from nodesieve.size_curve import SHARES, areas, compactness, cut, size_curve, standing
+from nodesieve.scores import Scores, standing
+from nodesieve.size_curve import SHARES, areas, compactness, cut, size_curve
 from test_cache import make_problem
 
 NODES = NodeSpace(layers=3, heads=4, head_dim=5, neurons=20, width=8)

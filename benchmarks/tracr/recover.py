@@ -26,8 +26,8 @@ from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.polish import polish
 from nodesieve.problem import Problem
+from nodesieve.scores import standing
 from nodesieve.select import select_budget
-from nodesieve.size_curve import standing
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))

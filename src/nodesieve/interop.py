@@ -2,7 +2,8 @@
 
 `mib`: the JSON of the Mechanistic Interpretability Benchmark (Mueller et al., arXiv 2504.13151) for node circuits: `cfg` (n_layers, n_heads,
 parallel_attn_mlp, d_model), `nodes` (`input`, `a{layer}.h{head}`, `m{layer}`, each with `in_graph` and, but for `input`, `score`), `edges` (none).
-Its nodes are heads and MLPs, so what is finer is left out, and a score is the lowest of a node's and its ancestors': where it closes.
+Its nodes are heads and MLPs, so what is finer is left out. A score is that of the whole where the method gives one, and else the threshold at which
+the node closes, be it with what lies above it or with the last of what lies below.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
-from nodesieve.scores import Scores
+from nodesieve.scores import Scores, standing_of_parts
 
 _NODE = re.compile(r"a(?P<layer>\d+)\.h(?P<head>\d+)|m(?P<mlp>\d+)|input|logits")
 
@@ -42,10 +43,8 @@ def to_mib(circuit: Circuit, scores: Scores, *, parallel: bool) -> dict[str, Any
         parallel: attention and MLP of a layer read the same stream.
     """
     nodes = circuit.nodes
-    infinite = torch.tensor(float("inf"))
-    values = {level: scores.values[level] if level in scores.levels else infinite.expand(nodes.shape(level)) for level in scores.values}
-    head = torch.minimum(values["head"], torch.minimum(values["attention_block"], values["layer"]).unsqueeze(-1))
-    mlp = torch.minimum(values["mlp_block"], values["layer"])
+    ranking = standing_of_parts(scores)
+    head, mlp = ranking["head"], ranking["mlp_block"]
     if bool(head.isinf().any()) or bool(mlp.isinf().any()):
         raise UserError(f"--format mib expects scores of heads and of MLP blocks or what is above them, got those of {', '.join(scores.levels)}")
     listed: dict[str, dict[str, Any]] = {"input": {"in_graph": bool(circuit.masks["embedding"].all())}}

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nodesieve.circuit import Circuit, count_nodes
-from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.config import TARGET_SIZE, DiscoverConfig, make_config
 from nodesieve.errors import UserError
 from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
@@ -229,6 +229,8 @@ def read_config(directory: str | Path) -> DiscoverConfig:
         raise UserError(f"expected YAML in {str(path)!r}, got {str(error).splitlines()[0]}") from error
     if not isinstance(options, dict):
         raise UserError(f"expected options by name in {str(path)!r}, got {type(options).__name__}")
+    if options.get("controller") != "target_size" and options.get("target_size") == TARGET_SIZE:  # its default was written whatever the controller
+        del options["target_size"]
     return make_config(options)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.levels import LEVELS
-from nodesieve.nodes import LevelTensors, NodeSpace
+from nodesieve.nodes import LevelTensors, NodeSpace, up_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Scores:
         earlier: other scores that the method had on its way and thinks worth a look, at their own threshold.
         other: another reading of what the method found, to be searched like this one; the better of the two on validation data is taken.
         wholes: scores of heads and MLP blocks as wholes, where those in `values` are their descendants'.
+        within: a circuit that no circuit cut from these scores leaves.
     """
 
     values: LevelTensors
@@ -35,6 +36,7 @@ class Scores:
     earlier: Scores | None = None
     other: Scores | None = None
     wholes: LevelTensors | None = None
+    within: Circuit | None = None
 
     def circuit(self, threshold: float) -> Circuit:
         """Keep what scores above `threshold`, then close the hierarchy."""
@@ -42,6 +44,8 @@ class Scores:
             level: self.values[level] > threshold if level in self.levels else torch.ones_like(self.values[level], dtype=torch.bool)
             for level in LEVELS
         }
+        if self.within is not None:
+            kept = {level: mask & self.within.masks[level] for level, mask in kept.items()}
         return Circuit.of(kept, self.nodes)
 
 
@@ -70,3 +74,26 @@ def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tenso
             below = out[name].reshape(*out[parent].shape, -1)
             out[parent] = combine(out[parent], below)
     return out
+
+
+def standing(scores: Scores) -> LevelTensors:
+    """The highest threshold at which `scores.circuit` keeps each node, (*shape(level)): closing, with minima for "and" and maxima for "or"."""
+    own: LevelTensors = {}
+    for level in LEVELS:
+        value = scores.values[level].float() if level in scores.levels else torch.full(scores.nodes.shape(level), torch.inf)
+        own[level] = value.masked_fill(~scores.nodes.present(level), -torch.inf)
+    head = torch.minimum(own["head"], own["head_dim"].amax(-1))
+    attention = torch.minimum(own["attention_block"], head.amax(-1))
+    hidden = torch.cat([own["mlp_neuron"], own["expert"]], -1).amax(-1)
+    mlp = own["mlp_block"].minimum(hidden).minimum(own["mlp_output"].amax(-1))
+    layer = torch.minimum(own["layer"], torch.maximum(attention, mlp))
+    own |= {"layer": layer, "attention_block": attention, "mlp_block": mlp, "head": head}
+    found: LevelTensors = {}
+    for name, row in LEVELS.items():
+        found[name] = own[name] if row.parent is None else torch.minimum(own[name], up_to(own[name], found[row.parent]))
+    return found
+
+
+def standing_of_parts(scores: Scores) -> LevelTensors:
+    """How heads and MLP blocks rank, by level: as wholes where the method scores them so, else by `standing`."""
+    return standing(scores) if scores.wholes is None else scores.wholes

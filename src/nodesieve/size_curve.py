@@ -21,9 +21,8 @@ import torch
 from nodesieve.circuit import Circuit
 from nodesieve.evaluation import measure_with_faithfulness
 from nodesieve.levels import LEAVES, LEVELS
-from nodesieve.nodes import LevelTensors, up_to
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores
+from nodesieve.scores import Scores, standing, standing_of_parts
 from nodesieve.tasks.base import SplitName
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -48,7 +47,7 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
 def cut(scores: Scores, unit: str, share: float) -> Circuit:
     """The int(share * n) nodes of `unit` that stand highest, what lies above them and, for parts, what lies below."""
     nodes, levels = scores.nodes, UNITS[unit]
-    ranking = standing(scores) if unit == "leaves" or scores.wholes is None else scores.wholes
+    ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
     present = torch.cat([nodes.present(level).flatten() for level in levels])
     ranked = torch.cat([ranking[level].flatten() for level in levels]).masked_fill(~present, -torch.inf)
     kept = torch.zeros_like(present)
@@ -75,21 +74,3 @@ def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 def compactness(points: Sequence[Mapping[str, Any]], budget: float) -> float:
     """The smallest share whose mean KL is within the budget; the whole model's always is."""
     return min((point["share"] for point in points if point["kl"] <= budget), default=1.0)
-
-
-def standing(scores: Scores) -> LevelTensors:
-    """The highest threshold at which `scores.circuit` keeps each node, (*shape(level)): closing, with minima for "and" and maxima for "or"."""
-    own: LevelTensors = {}
-    for level in LEVELS:
-        value = scores.values[level].float() if level in scores.levels else torch.full(scores.nodes.shape(level), torch.inf)
-        own[level] = value.masked_fill(~scores.nodes.present(level), -torch.inf)
-    head = torch.minimum(own["head"], own["head_dim"].amax(-1))
-    attention = torch.minimum(own["attention_block"], head.amax(-1))
-    hidden = torch.cat([own["mlp_neuron"], own["expert"]], -1).amax(-1)
-    mlp = own["mlp_block"].minimum(hidden).minimum(own["mlp_output"].amax(-1))
-    layer = torch.minimum(own["layer"], torch.maximum(attention, mlp))
-    own |= {"layer": layer, "attention_block": attention, "mlp_block": mlp, "head": head}
-    found: LevelTensors = {}
-    for name, row in LEVELS.items():
-        found[name] = own[name] if row.parent is None else torch.minimum(own[name], up_to(own[name], found[row.parent]))
-    return found

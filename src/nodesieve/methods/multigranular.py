@@ -263,7 +263,7 @@ class _Run:
 
     def _scores(self, log_alpha: LevelTensors, earlier: Scores | None = None) -> Scores:
         values = {level: log_alpha[level].detach().float().cpu() if level in log_alpha else torch.ones(self.nodes.shape(level)) for level in LEVELS}
-        return Scores(values=values, nodes=self.nodes, levels=self.levels, threshold=0.0, learned=True, earlier=earlier)
+        return Scores(values=values, nodes=self.nodes, levels=self.levels, threshold=0.0, learned=True, earlier=earlier, within=self.problem.within)
 
     def state(self) -> State:
         tensors = {name: tensor.detach() for name, tensor in self.learned().items()}

@@ -315,7 +315,7 @@ class _Sieve:
         left = raise_ancestors({level: x if level in finest else torch.zeros_like(x) for level, x in left.items()})
         for level, mask in self.circuit.masks.items():
             values[level][mask] = left[level][mask]
-        return Scores(values=values, nodes=self.nodes, levels=self.scored, threshold=0.0)
+        return Scores(values=values, nodes=self.nodes, levels=self.scored, threshold=0.0, within=self.problem.within)
 
     def state(self) -> State:
         groups = {"went": self.went, "gradient": self.gradient, "fisher": self.fisher}
