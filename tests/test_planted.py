@@ -89,6 +89,27 @@ def test_a_search_stays_within(method: str, levels: str | None, lacking: str | N
     assert run.metrics["budget"]["met"] == (lacking is None)
 
 
+@pytest.mark.parametrize("method", ["sieve", "multigranular", "gate_gradient"])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        "layer,attention_block,mlp_block,head,mlp_neuron",
+        "layer,attention_block,mlp_block,head",
+        "mlp_block,head",
+        "layer,mlp_block,head_dim",
+        "attention_block,mlp_neuron",
+        "layer,attention_block",
+        "layer",
+    ],
+)
+def test_the_planted_nodes_are_found_whatever_levels_get_gates(levels: str, method: str) -> None:
+    """By scores alone: a level whose children get no gates is scored by what they do."""
+    options = {"kl_budget": BUDGET, "steps": 100, "validate_every": 10, "levels": levels, "method": method, "polish": False}
+    run = discover(planted_model(), planted_task(), make_config(options))
+    assert {level: kept(run.circuit, level) for level in levels.split(",")} == {level: PLANTED[level] for level in levels.split(",")}
+    assert run.metrics["budget"]["met"]
+
+
 @pytest.mark.parametrize("method", ["fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"])
 def test_attribution_finds_the_plant_too(method: str) -> None:
     run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": method}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -31,3 +32,21 @@ LEVELS: dict[str, Level] = {
 DEFAULT_LEVELS: tuple[str, ...] = tuple(name for name in LEVELS if name != "embedding")
 LEAVES: tuple[str, ...] = ("head_dim", "mlp_neuron", "expert")
 CHILDLESS: tuple[str, ...] = tuple(name for name in LEVELS if all(level.parent != name for level in LEVELS.values()))
+
+
+def above(level: str) -> Iterator[str]:
+    """The levels that a level's nodes lie in, from the nearest up."""
+    parent = LEVELS[level].parent
+    while parent is not None:
+        yield parent
+        parent = LEVELS[parent].parent
+
+
+def measured(levels: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The levels without children to measure, of those that are `there`, where `levels` are to be scored: those among them; and in a block in
+    which none of them is, all, since what lies above is scored by what lies below. The embedding only if asked for."""
+    found = [level for level in CHILDLESS if level in levels and level in there]
+    for block in ("attention_block", "mlp_block"):
+        own = [level for level in CHILDLESS if level in there and block in above(level)]
+        found += own if not set(own) & set(found) else []
+    return [level for level in CHILDLESS if level in found]

@@ -16,7 +16,7 @@ from torch import Tensor
 from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
-from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.levels import LEVELS, measured
 from nodesieve.methods.sensitivity import gate_gradients, uniform_gates
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem, Values
@@ -33,11 +33,10 @@ def fisher(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
 
 
 def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journal, *, values: Values | None = None) -> LevelTensors:
-    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children
-    that get no gates, unless none of them does. `values` as in `gate_gradients`."""
+    """F of every node of every level, (*shape(level)) on the CPU; 0 at levels without children that are not measured, and the sum of what
+    is measured below above them. `values` as in `gate_gradients`."""
     nodes = problem.nodes
-    childless = [level for level in CHILDLESS if level in nodes.levels and level != "embedding"]
-    levels = [level for level in CHILDLESS if level in config.levels and level in nodes.levels] or childless  # where only parents get gates
+    levels = measured(config.levels, nodes.levels)
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     index = range(len(problem.task["train"]))[:EXAMPLES]
     batches = gate_gradients(

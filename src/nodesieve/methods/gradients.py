@@ -25,7 +25,7 @@ import torch
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import LEAVES, LEVELS, measured
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
 from nodesieve.metrics import logit_difference
 from nodesieve.problem import Problem
@@ -56,7 +56,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
     nodes = problem.nodes
     if any(not example.distractors for example in problem.task["train"].examples):
         raise UserError(f"--method {config.method} expects distractors, since it follows the logit difference; got examples without")
-    levels = [level for level in (*LEAVES, "mlp_output", "embedding") if level in config.levels and level in nodes.levels]
+    levels = measured(config.levels, nodes.levels)
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     count = min(EXAMPLES // len(gate_levels), len(problem.task["train"]))
     done, began, state = 0, time.monotonic(), journal.load()

@@ -23,7 +23,7 @@ from nodesieve.cache import training_cache
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import LEAVES, LEVELS, above
 from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.models import learning_dtype
@@ -76,8 +76,8 @@ class _Ranking:
         self.leaves = [level for level in LEAVES if level in config.levels and level in nodes.levels]
         if not self.leaves:
             raise UserError(f"--method nested expects --levels with some of {', '.join(LEAVES)}, got {', '.join(config.levels)}")
-        above = [level for level in ("layer", "attention_block", "mlp_block", "head") if level in config.levels]
-        self.levels = (*above, *self.leaves)
+        ranked = {level for leaf in self.leaves for level in above(leaf)}  # what has no ranked leaf in it cannot be told apart
+        self.levels = (*(level for level in LEVELS if level in ranked and level in config.levels), *self.leaves)
         self.values = {level: torch.zeros(nodes.shape(level), device=device, requires_grad=True) for level in self.levels}
         self.adam = torch.optim.Adam(list(self.values.values()), lr=LEARNING_RATE, betas=ADAM_BETAS)
         self.present = torch.cat([nodes.present(level).flatten() for level in self.leaves]).to(device)

@@ -18,7 +18,7 @@ from nodesieve.ablations import Routed
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
-from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.levels import CHILDLESS, LEVELS, measured
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
@@ -88,5 +88,6 @@ def _as_linear(module: nn.Module) -> Tensor:
 
 def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> Scores:
     absent = {level: ~problem.nodes.present(level) for level in LEVELS}
-    values = {level: value.masked_fill(absent[level], 0.0) if level in config.levels else torch.zeros_like(value) for level, value in values.items()}
+    seen = measured(config.levels, problem.nodes.levels)
+    values = {level: value.masked_fill(absent[level], 0.0) if level in seen else torch.zeros_like(value) for level, value in values.items()}
     return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels)

@@ -48,7 +48,7 @@ from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
 
 ROUND = 16  # steps: batches of training examples that a round asks
-ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer gets gates
+ASKED = ("head", *CHILDLESS)  # blocks and layers go when nothing of them is left, unless nothing finer in them gets gates
 MEMORY = 0.7  # weight of the rounds before; the first few weigh alike
 CAUTION, LEAST_CAUTION, MOST_CAUTION = 10.0, 1.0, 1000.0  # at first, and between what
 TIMES = (0.5, 1.0, 2.0)  # the caution of the round before: what is tried
@@ -133,8 +133,8 @@ class _Sieve:
         self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
         self.cache = training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
-        finest = [level for level in levels if level in ASKED]
-        self.scored, self.levels = tuple(levels), tuple(finest or levels)  # all of them, and those that are asked and priced
+        self.scored = tuple(levels)
+        self.levels = tuple(level for level in levels if level in ASKED or not _goes_with_parts(level, levels))  # those that are asked and priced
         if not self.levels:
             raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
         self.prices = Prices(nodes=self.nodes, levels=self.levels, penalties=config.penalties)
@@ -311,7 +311,7 @@ class _Sieve:
             _, order = self.prices.order(self.circuit, self._costs(self.caution))
             ranks[order] = torch.arange(1, kept + 1) / kept
         left = self.prices.by_level(self.circuit, ranks)
-        finest = [level for level in self.levels if level in CHILDLESS] or self.levels
+        finest = [level for level in self.levels if not _goes_with_parts(level, self.levels)]
         left = raise_ancestors({level: x if level in finest else torch.zeros_like(x) for level, x in left.items()})
         for level, mask in self.circuit.masks.items():
             values[level][mask] = left[level][mask]
@@ -334,6 +334,12 @@ class _Sieve:
             group, level = name.split(".")
             groups[group][level] = tensor
         self.circuit = Circuit.of({level: went == math.inf for level, went in self.went.items()}, self.nodes)
+
+
+def _goes_with_parts(level: str, levels: Sequence[str]) -> bool:
+    """Does a node of this level go when nothing of it is left, by gates of `levels` below it? A layer has two blocks to be left."""
+    below = [name in levels or _goes_with_parts(name, levels) for name, row in LEVELS.items() if row.parent == level]
+    return bool(below) and (all(below) if level == "layer" else any(below))
 
 
 def _places(chosen: LevelTensors, gone: LevelTensors) -> LevelTensors:
