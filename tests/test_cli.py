@@ -156,11 +156,13 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     file.write_text(json.dumps(kept))
     assert nodesieve("evaluate", out, "--controls", "--draws", "3") == 0
     assert "77.000" in capsys.readouterr().out  # read, not measured again
+    assert nodesieve("evaluate", out, "--controls", "--draws", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["controls"]["random"]["count"] == 1
     assert len(json.loads(file.read_text())["groups"]["random"]) == 3
-    kept["circuit"] = "another"
-    file.write_text(json.dumps(kept))
-    assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # of another circuit: measured anew
+    for name in ("circuit", "examples", "model"):
+        file.write_text(json.dumps({**kept, name: "another"}))
+        assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # measured anew
     file.write_text("no JSON")
     assert nodesieve("evaluate", out, "--controls") == 2
     assert "remove it to start anew" in capsys.readouterr().err

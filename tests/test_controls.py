@@ -57,6 +57,10 @@ def test_the_complement_shares_no_leaf_and_both_make_up_the_whole() -> None:
 def test_partly_ablated_keeps_the_circuit_and_about_the_right_share_of_the_rest() -> None:
     nodes = NodeSpace(layers=4, heads=8, head_dim=32, neurons=500, width=50)
     circuit = some_circuit(nodes)
+    without = Circuit.of({**circuit.masks, "embedding": torch.zeros_like(circuit.masks["embedding"])}, nodes)
+    for whole in (circuit, without):
+        assert partly_ablated(whole, 1.0, seed=0).fingerprint == whole.fingerprint
+        assert complement(whole).kept("embedding") == whole.kept("embedding")
     for p in (0.0, 0.5, 0.9, 1.0):
         other = partly_ablated(circuit, p, seed=0)
         assert all(bool((other.masks[level] | ~circuit.masks[level]).all()) for level in LEVELS)

@@ -160,9 +160,9 @@ def collected(runs: Path) -> dict[str, Any]:
             tasks[task] = rows
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
             measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
-            groups = summary(read_json(measured)["groups"]) if measured.is_file() else {}
-            if "minimality" in groups:  # the last to be measured
-                beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": groups})
+            kept = read_json(measured) if measured.is_file() else {}
+            if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
+                beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": summary(kept["groups"])})
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))

@@ -7,6 +7,7 @@ attention masks of their own. Nothing here knows what a task is.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,6 +83,11 @@ class Split:
     @property
     def has_corrupted(self) -> bool:
         return all(example.corrupted is not None for example in self.examples)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the token ids of all examples, in order."""
+        return hashlib.sha256(repr(self.examples).encode()).hexdigest()
 
     def batch(self, index: Sequence[int]) -> Batch:
         rows = [self.examples[i] for i in index]

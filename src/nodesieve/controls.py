@@ -4,8 +4,8 @@
   p = (1 + hits) / (1 + n), a hit being a random circuit whose mean KL is as low.
 - `complement`: necessity. Kept head dimensions, neurons and experts are closed and the others kept; outputs and everything above are open,
   then closed where nothing is left below.
-- `partial`: nodes outside the circuit closed independently with some probability, where the circuit itself closes all of them. A circuit whose
-  score rests on errors that cancel does worse with part of its complement open than with none; mean and worst of the draws.
+- `partial`: nodes without children outside the circuit closed independently with some probability, where the circuit itself closes all of them. A
+  circuit whose score rests on errors that cancel does worse with part of its complement open than with none; mean and worst of the draws.
 - `minimality`: each kept block and head, and each tenth of the kept neurons by score, closed alone; what that adds to the KL.
 """
 
@@ -78,7 +78,7 @@ def run_controls(
     """Measure the controls -> by group, by name, the metrics of each.
 
     Args:
-        done: what an earlier call had found; it is not measured again.
+        done: what an earlier call had found; it is not measured again. `save` is given all of it, what is returned is what this call asks for.
         save: told what there is after every few circuits.
 
     Raises:
@@ -96,7 +96,10 @@ def run_controls(
         journal.progress(len(planned) - len(left) + start + len(some), len(planned))
         if journal.stopping:
             raise KeyboardInterrupt
-    return found
+    asked: dict[str, dict[str, Any]] = {}
+    for control in planned:
+        asked.setdefault(control.group, {})[control.name] = found[control.group][control.name]
+    return asked
 
 
 def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str) -> Path:
@@ -106,25 +109,27 @@ def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str
 
 
 def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:
-    """`run_controls`, going on from what an earlier call wrote into the file, unless that was of another circuit or other examples.
+    """`run_controls`, going on from what an earlier call wrote into the file, unless that was of another circuit, other examples or another model.
 
     Raises:
         UserError: the file cannot be read.
         KeyboardInterrupt: as `run_controls`.
     """
-    of = {"circuit": run.circuit.fingerprint, "examples": len(problem.task[split])}
+    of = {"circuit": run.circuit.fingerprint, "examples": problem.task[split].fingerprint, "model": problem.model.model.name_or_path}
     try:
         kept = json.loads(path.read_text("utf-8"))
-        done = kept["groups"] if {name: kept[name] for name in of} == of else {}
+        done = kept["groups"] if {name: kept.get(name) for name in of} == of else {}
     except FileNotFoundError:
         done = {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"expected controls of an earlier call, could not read {str(path)!r}: {error}; remove it to start anew") from error
 
-    def save(found: Any) -> None:
-        write_json(path, {**of, "groups": found})
+    def save(found: Any, *, complete: bool = False) -> None:
+        write_json(path, {**of, "complete": complete, "groups": found})
 
-    return run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
+    found = run_controls(problem, run.circuit, run.scores, split=split, draws=draws, done=done, save=save, journal=journal)
+    save({group: {**done.get(group, {}), **rows} for group, rows in found.items()}, complete=True)
+    return found
 
 
 def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -195,18 +200,20 @@ def _draw(count: int, allowed: Tensor, first: Tensor, generator: torch.Generator
 
 
 def complement(circuit: Circuit) -> Circuit:
-    """The leaves that `circuit` does not keep, everything else open."""
+    """The leaves that `circuit` does not keep, everything else open; the embedding as in `circuit`."""
     nodes = circuit.nodes
     kept = {level: ~circuit.masks[level] if level in LEAVES else nodes.present(level) for level in LEVELS}
+    kept["embedding"] = circuit.masks["embedding"]
     return Circuit.of(kept, nodes)
 
 
 def partly_ablated(circuit: Circuit, probability: float, *, seed: int) -> Circuit:
-    """Nodes outside `circuit` closed with `probability` each; those above a node that stays open are open."""
+    """Nodes without children outside `circuit` closed with `probability` each; those above a node that stays open are open. The same seed closes the
+    more, the higher the probability."""
     generator = torch.Generator().manual_seed(seed)
     nodes = circuit.nodes
     kept = {level: nodes.present(level) for level in LEVELS}
-    for level in (*LEAVES, "mlp_output"):
+    for level in (*LEAVES, "mlp_output", "embedding"):
         spared = torch.rand(nodes.shape(level), generator=generator) >= probability
         kept[level] = (circuit.masks[level] | spared) & nodes.present(level)
     return Circuit.of(kept, nodes)
