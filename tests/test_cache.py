@@ -68,6 +68,21 @@ def test_what_is_remembered_is_what_is_computed(tmp_path: Path, side: PaddingSid
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_first_time_is_as_the_second(tmp_path: Path, recompute: bool) -> None:
+    """Else a run that was stopped, which has nothing in its cache, would not go on as it had begun."""
+    problem = make_problem()
+    cache = training_cache(problem, config(), tmp_path)
+    batch = problem.task["train"].batch([0, 1, 2])
+    gates = {level: x.repeat(3, *[1] * x.dim()).requires_grad_() for level, x in problem.nodes.full(0.5).items()}
+    first, second = (problem.model.gated_logits(batch.clean, gates, cache.values(batch), recompute=recompute) for _ in range(2))
+    exact = problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch))
+    assert (second - exact).abs().max() > 1e-4
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+    one, other = (torch.autograd.grad(logits.square().sum(), gates["head_dim"])[0] for logits in (first, second))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_limit_too_low_for_activations_keeps_answers_and_one_of_zero_nothing(tmp_path: Path) -> None:
     problem = make_problem()
     batch = problem.task["train"].batch([0, 1, 2])

@@ -116,12 +116,12 @@ class Corrupted:
     """The corrupted prompts, for what closed nodes hold to be computed from layer by layer, when it is asked for.
 
     Attributes:
-        keep: is shown what each layer's places hold before it is let go.
+        keep: is given what each layer's places hold, and gives back what gates are to find there.
         held: what a layer's places hold from some position on, where that is known and need not be computed: (layer, position) -> that layer's.
     """
 
     tokens: Tokens
-    keep: Callable[[int, Activations], None] | None = None
+    keep: Callable[[int, Activations], Activations] | None = None
     held: Callable[[int, int], Activations] | None = None
 
 

@@ -100,13 +100,15 @@ class Cache:
             length = len(self._split.examples[i].clean)
             yield row, i, slice(width - length, width) if self._split.padding_side == "left" else slice(0, length)
 
-    def _keep(self, batch: Batch, layer: int, seen: Activations) -> None:
+    def _keep(self, batch: Batch, layer: int, seen: Activations) -> Activations:
+        """What is kept is what gates find the first time, too, so that a run that was stopped goes on as it would have."""
         block = torch.cat([getattr(seen, place)[layer] for place in LAYER_PLACES], -1).to("cpu", self._dtype)
         for row, i, real in self._rows(batch):
             if not self._filled[i]:
                 self._write(self._place(i, layer), block[row, real])
         if layer == self._problem.nodes.layers - 1:
             self._filled[batch.index.cpu()] = True
+        return seen.map(lambda x: x.to(self._dtype).to(x.dtype))
 
     def _held(self, batch: Batch, layer: int, start: int) -> Activations:
         """What a layer's places hold from position `start` on."""

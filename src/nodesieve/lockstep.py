@@ -38,7 +38,7 @@ class Lockstep:
     Args:
         gatings: the first may carry gradients, the others not.
         stream: the corrupted prompts' residual stream as it enters layer 0, (B, T, D).
-        values: with what is to be told of each layer's places before it is let go, or what they are known to hold.
+        values: with what is to be done with what each layer's places hold, or what they are known to hold.
         start: how many leading positions are left out.
         recompute: puts the hooks of one layer in place anew, to compute it again in the backward pass; None: what that needs is kept instead.
     """
@@ -106,6 +106,8 @@ class Lockstep:
                 self._at_work = None
                 with torch.no_grad():
                     after = stream_of(run(corrupted))
+                if self._keep is not None:
+                    self._held.seen = self._keep(number, self._held.seen)
             return gated(self._own, hidden), after
 
         if self._recompute is not None and torch.is_grad_enabled():
@@ -124,8 +126,6 @@ class Lockstep:
             self._raw.append(raw)
         self._streams = [stream_of(raw) for raw in self._raw]
         self._corrupted = after
-        if self._keep is not None:
-            self._keep(number, self._held.seen)
         self._held = Recorder()
         return output
 
