@@ -129,7 +129,7 @@ def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_p
 
 
 @pytest.mark.parametrize("part", [SCORING, POLISHING])
-def test_a_run_that_was_stopped_reports_all_that_it_has_read(part: str, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_reports_what_it_has_read_and_its_peak(part: str, tmp_path: Path) -> None:
     config = make_config({"kl_budget": BUDGET, "method": "greedy", "polish": True})
 
     class Stopping(RunJournal):
@@ -146,10 +146,13 @@ def test_a_run_that_was_stopped_reports_all_that_it_has_read(part: str, tmp_path
             self.stopping = self.stopping or self.saved == 1
 
     whole = discover(planted_model(), planted_task(), config)
+    stopping = Stopping(tmp_path)
+    stopping.memory.before = 10**15
     with pytest.raises(KeyboardInterrupt):
-        discover(planted_model(), planted_task(), config, journal=Stopping(tmp_path))
+        discover(planted_model(), planted_task(), config, journal=stopping)
     resumed = discover(planted_model(), planted_task(), config, journal=RunJournal(tmp_path))
     assert resumed.circuit.fingerprint == whole.circuit.fingerprint
+    assert whole.metrics["peak_memory_bytes"] < resumed.metrics["peak_memory_bytes"] == 10**15
     assert resumed.metrics["passes"]["backward"] == whole.metrics["passes"]["backward"]
     assert resumed.metrics["passes"]["forward"] >= whole.metrics["passes"]["forward"]  # what a state does not hold is read again
 

@@ -99,6 +99,10 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert not list((tmp_path / "refused").iterdir())
     assert nodesieve(*command, "--methods", "rnadom") == 2
     assert "--methods expects names among" in capsys.readouterr().err
+    options.write_text(options.read_text() + "\nmax_minutes: 10")
+    assert nodesieve(*command[:-1], tmp_path / "planned", "--methods", "sieve,random") == 2
+    assert "max_minutes expects method sieve" in capsys.readouterr().err
+    assert not (tmp_path / "planned").exists()  # not even the first was begun
 
 
 def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> None:

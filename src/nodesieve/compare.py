@@ -41,14 +41,14 @@ def compare(
     Raises:
         UserError, KeyboardInterrupt: as `ensure_run`; runs that are done stay.
     """
-    plan = [(method, seed) for seed in seeds for method in methods]
+    plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget, "versions": versions()}
     loaded: LoadedModel | None = None
     rows: list[dict[str, Any]] = []
-    for method, seed in plan:
-        place = directory / f"{method}-{seed}"
-        say(f"{method}, seed {seed}: {len(rows) + 1} of {len(plan)}")
-        ensure_run(place, config.with_method(method, seed=seed), quiet=quiet, trust_remote_code=trust_remote_code)
+    for one in plan:
+        place = directory / f"{one.method}-{one.seed}"
+        say(f"{one.method}, seed {one.seed}: {len(rows) + 1} of {len(plan)}")
+        ensure_run(place, one, quiet=quiet, trust_remote_code=trust_remote_code)
         run = load_run(place)
         if not (place / CURVE).is_file():
             loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)

@@ -6,7 +6,7 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -219,9 +219,14 @@ class DiscoverConfig:
         return self.target_size if self.keep is None and steered else self.keep
 
     def with_method(self, method: MethodName, *, seed: int) -> DiscoverConfig:
-        """The same options for another method, with its own penalties where these are at the defaults."""
+        """The same options for another method, with its own penalties where these are at the defaults.
+
+        Raises:
+            UserError: the method does not take one of the options.
+        """
         usual = _penalties(self.method)
-        return replace(self, method=method, seed=seed, penalties={level: x for level, x in self.penalties.items() if x != usual[level]})
+        penalties = {level: x for level, x in self.penalties.items() if x != usual[level]}
+        return make_config({**self.to_dict(), "method": method, "seed": seed, "penalties": penalties})
 
     @property
     def unread(self) -> tuple[str, ...]:

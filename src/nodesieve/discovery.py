@@ -6,8 +6,6 @@ Choices look at training and validation data only; the test split is measured on
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -63,6 +61,7 @@ def discover(
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
     journal.passes = problem.model.passes
+    journal.memory.device = problem.model.device
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
     for line in (*_examples_in_words(problem), *_unread(config)):
@@ -92,7 +91,7 @@ def discover(
         if selection is None and scores.threshold is None:  # a ranking that nothing has cut yet
             raise
         raise Interrupted(_unfinished(problem, config, loaded, journal, scores, selection)) from None
-    metrics = _metrics(problem, selection, evaluation, config, steps=journal.history[-1]["step"] if journal.history else 0, seconds=seconds)
+    metrics = _metrics(problem, selection, evaluation, config, journal, seconds=seconds)
     metrics["passes"] = passes
     if config.polish:
         metrics["unpolished"] = {
@@ -154,7 +153,9 @@ def _unfinished(
     )
 
 
-def _metrics(problem: Problem, selection: Selection, evaluation: Evaluation, config: DiscoverConfig, *, steps: int, seconds: float) -> dict[str, Any]:
+def _metrics(
+    problem: Problem, selection: Selection, evaluation: Evaluation, config: DiscoverConfig, journal: Journal, *, seconds: float
+) -> dict[str, Any]:
     """The content of `metrics.json`."""
     architecture: Architecture = problem.model.architecture
     parameters = count_parameters(selection.circuit, architecture)
@@ -167,9 +168,9 @@ def _metrics(problem: Problem, selection: Selection, evaluation: Evaluation, con
         "ablated": evaluation.ablated,
         "intervals": evaluation.intervals,
         "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": selection.kl_upper},
-        "steps": steps,
+        "steps": journal.history[-1]["step"] if journal.history else 0,
         "seconds": seconds,
-        "peak_memory_bytes": peak_memory(problem.model.device),
+        "peak_memory_bytes": journal.memory.peak(),
     }
 
 
@@ -189,11 +190,3 @@ def _examples_in_words(problem: Problem) -> Iterator[str]:
 def _unread(config: DiscoverConfig) -> Iterator[str]:
     for name in config.unread:
         yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(READ_BY[name])}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the GPU's allocator on CUDA, of the whole process elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,11 +6,14 @@ raises `Stopped`. The run directory and the progress bar implement this elsewher
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SCORING, POLISHING = "scoring", "polishing"  # the parts of a run that keep a state of their own
@@ -46,6 +49,20 @@ class Passes:
 
 
 @dataclass
+class Memory:
+    """The peak in bytes: of the GPU's allocator on CUDA, of the whole process elsewhere."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    before: int = 0  # in the processes that the run was stopped in
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return max(self.before, int(torch.cuda.max_memory_allocated(self.device)))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return max(self.before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+@dataclass
 class Journal:
     """Keeps history in memory, saves nothing, never stops. Subclass it to do more."""
 
@@ -54,7 +71,8 @@ class Journal:
     phase: str = ""
     seconds: float | None = None  # that scoring took, from a method that counts them over a stop
     scratch: Path | None = None  # where large temporary files may go
-    passes: Passes = field(default_factory=Passes)  # of the run, kept beside every state
+    passes: Passes = field(default_factory=Passes)  # of the run, kept beside every state, as is
+    memory: Memory = field(default_factory=Memory)
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)

@@ -191,7 +191,8 @@ class RunJournal(Journal):
     def save(self, state: State, *, part: str = SCORING) -> None:
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, scratch, metadata={"numbers": json.dumps({**state.numbers, "passes": asdict(self.passes)})})
+            numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak()}
+            save_file(tensors, scratch, metadata={"numbers": json.dumps(numbers)})
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
@@ -206,6 +207,7 @@ class RunJournal(Journal):
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
         self.passes.raise_to(numbers.pop("passes"))
+        self.memory.before = max(self.memory.before, numbers.pop("peak_memory_bytes", 0))
         if part != SCORING:
             return State(tensors=tensors, numbers=numbers)
         lines = (self.directory / HISTORY).read_text("utf-8").splitlines() if (self.directory / HISTORY).is_file() else []
