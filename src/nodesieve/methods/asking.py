@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nodesieve.batches import Batch
+from nodesieve.batches import Batch, mix
 from nodesieve.cache import Cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
@@ -31,12 +31,21 @@ class Asked:
 
 
 def ask(
-    problem: Problem, circuit: Circuit, config: DiscoverConfig, journal: Journal, *, levels: Sequence[str], index: Sequence[int], cache: Cache
+    problem: Problem,
+    circuit: Circuit,
+    config: DiscoverConfig,
+    journal: Journal,
+    *,
+    levels: Sequence[str],
+    index: Sequence[int],
+    cache: Cache,
+    turn: int,
 ) -> Asked:
     """Over the training examples `index`.
 
     Args:
         cache: of the training examples.
+        turn: which round it is; tokens are drawn anew in each.
     """
     nodes = problem.nodes
     sums = [{level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in levels} for _ in range(2)]
@@ -60,6 +69,7 @@ def ask(
         gate_level=open_gates,
         values_of=(loss, log_p_of_a_drawn_token),
         index=index,
+        generator=torch.Generator().manual_seed(mix(config.seed, turn, 23)),
         values=cache.values,
         gates=circuit.gates(),
         shrunk=problem.cut(circuit.masks),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nodesieve.batches import Batch
+from nodesieve.batches import Batch, mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS, measured
@@ -48,6 +48,7 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
         gate_level=uniform_gates,
         values_of=[log_p_of_a_drawn_token],
         index=index,
+        generator=torch.Generator().manual_seed(mix(config.seed, 1)),
         values=values,
     )
     for (gradients,) in batches:

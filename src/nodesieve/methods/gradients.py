@@ -22,6 +22,7 @@ import time
 
 import torch
 
+from nodesieve.batches import mix
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
@@ -73,6 +74,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
             gate_level=gate_level,
             values_of=[lambda logits, batch, generator: logit_difference(logits, batch)],
             index=range(count),
+            generator=torch.Generator().manual_seed(mix(config.seed, 1)),
         )
         for (gradients,) in batches:
             for level, gradient in gradients.items():

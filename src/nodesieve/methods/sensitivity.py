@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nodesieve.batches import Batch, mix
+from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
@@ -51,6 +51,7 @@ def gate_gradients(
     gate_level: GateLevel,
     values_of: Sequence[Value],
     index: Sequence[int],
+    generator: torch.Generator,
     values: Values | None = None,
     gates: LevelTensors | None = None,
     shrunk: Shrunk | None = None,
@@ -60,13 +61,13 @@ def gate_gradients(
     Args:
         moved: the levels whose gates are held at `gate_level` times their own.
         index: which training examples.
+        generator: draws gate levels, and tokens where a value needs them.
         values: what closed nodes hold; by default the problem's own ablation.
         gates: where gates are, (*shape(level)); by default open.
         shrunk: weights without what `gates` close, whose gates then get no gradient.
     """
     train, nodes, device = problem.task["train"], problem.nodes, problem.model.device
     start = {level: x.to(device) for level, x in (gates or nodes.full(1.0)).items()}
-    generator = torch.Generator().manual_seed(mix(config.seed, 1))
     done = 0
     for batch in train.batches_of(index, config.batch_size):
         size = len(batch.answers)
