@@ -155,6 +155,19 @@ def test_the_budget_is_spent_on_heads_as_on_what_is_finer(problem: Problem, head
     assert tuple(whole.kept(level) - polished.circuit.kept(level) for level in levels) == gone
 
 
+@pytest.mark.parametrize(("belief", "gone"), [(1.0, 10), (0.8, 10), (0.65, 10), (0.5, 10), (0.3, 10), (0.1, 10)])
+def test_where_looks_promise_too_much_the_budget_is_spent_all_the_same(problem: Problem, belief: float, gone: int) -> None:
+    class Deceiving(Additive):
+        def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[torch.Tensor]:
+            return [belief * kl for kl in super().looks(circuits, split, first=first)]
+
+    levels = ("mlp_neuron",)
+    deceiving = Deceiving(problem, head=0.0, neuron=BUDGET / 10.5)
+    whole = Circuit.whole(problem.nodes)
+    polished, _ = polish(deceiving, selected(deceiving, whole, levels=levels), CONFIG, Journal())
+    assert whole.kept("mlp_neuron") - polished.circuit.kept("mlp_neuron") == gone
+
+
 def test_a_run_says_what_there_was_before() -> None:
     config = make_config({"kl_budget": BUDGET, "method": "activation_difference", "polish": True, "batch_size": 8})
     run = discover(planted_model(), planted_task(), config)

@@ -38,6 +38,7 @@ BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS, SMALLEST = (1 / 2, 1 / 6), 1 / 16  # of the kept nodes of one level in one layer
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
+TRIES = 4  # measurements on all of the validation data to find how many of the parts chosen by looks may go
 LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
 
 
@@ -116,7 +117,21 @@ class _Polisher:
         parts = list(self._parts(stage))
         gains = [_gain(start, part) for part in parts]
         chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=goes_on, gains=gains)
-        return any(count and self._closed(less(start, chosen[:count]), most=most) for count in (len(chosen), len(chosen) // 2))
+        return self._close_cheapest(chosen, limit=self.now.kl + most)
+
+    def _close_cheapest(self, parts: list[Part], *, limit: float) -> bool:
+        """Close all of them, or else, found by halving, as many of the first as the validation data allows -> has anything gone?"""
+        start, low, high = self.now.circuit, 0, len(parts) + 1  # `low` may go, `high` may not
+        count = len(parts)
+        for _ in range(TRIES):
+            if not low < count < high:
+                break
+            if self._closed(less(start, parts[:count]), limit=limit):
+                low = count
+            else:
+                high = count
+            count = (low + high) // 2
+        return low > 0
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
@@ -134,11 +149,11 @@ class _Polisher:
                     lowest = kept[values.argsort(stable=True)[:count]]
                     yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
-    def _closed(self, circuit: Circuit, *, most: float) -> bool:
+    def _closed(self, circuit: Circuit, *, limit: float) -> bool:
         """Go on with it if all of the validation data allows it."""
         (kl,) = self.problem.losses([circuit], "validation", cut=True)
         found = judge(circuit, self.now.scores, self.now.threshold, kl, self.config.kl_budget)
-        if not found.met or found.kl > self.now.kl + most:
+        if not found.met or found.kl > limit:
             return False
         self.now = found
         return True
