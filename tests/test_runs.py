@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,16 +15,18 @@ from command_line import QUICK
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics
 from nodesieve.batches import Batch
-from nodesieve.config import make_config
+from nodesieve.config import MethodName, make_config
 from nodesieve.discovery import Interrupted
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 from nodesieve.tasks.words import PLACES
+from planted import planted_model, planted_task
 
 
 def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -72,6 +75,28 @@ def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, obje
     assert {"prob_diff", "cutoff_sharpness"} <= set(run.metrics["circuit"]["test"])
     if "levels" in options:
         assert torch.equal(run.circuit.masks["head_dim"].all(-1), run.circuit.masks["head"])
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_what_any_method_finds_is_saved_and_read_again(method: MethodName, keep: float, tmp_path: Path) -> None:
+    options = make_config({"method": method, "keep": keep, "steps": 2, "batch_size": 8})
+    run = ns.discover(planted_model(), planted_task(), options)
+    run.save(tmp_path)
+    again = ns.load_run(tmp_path)
+    assert again.config == options
+    assert again.circuit.fingerprint == run.circuit.fingerprint
+    assert again.threshold == run.threshold > -math.inf
+    assert run.scores.circuit(run.threshold).fingerprint == run.circuit.fingerprint
+    assert set(again.scores.levels) == set(run.scores.levels) & set(run.circuit.nodes.levels)
+    for level in again.scores.levels:
+        assert torch.equal(again.scores.values[level], run.scores.values[level])
+    for level, value in (run.scores.wholes or {}).items():
+        assert again.scores.wholes is not None
+        assert torch.equal(again.scores.wholes[level], value)
+    if keep == 1.0:
+        assert run.circuit.size == 1.0
+    assert "<svg" in render([("run", again)])
 
 
 @pytest.mark.parametrize("ablation", ["counterfactual", "mean", "zero"])

@@ -78,7 +78,8 @@ class Run:
         tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels if level in nodes.levels}
         tensors |= {f"whole.{level}": value.float() for level, value in (self.scores.wholes or {}).items()}
         with replacing(out / CIRCUIT) as scratch:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch, metadata={"format": "pt"})
+            own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # a method may give one tensor two meanings
+            save_file(own, scratch, metadata={"format": "pt"})
         write_json(out / DESCRIPTION, {**self.description, "thresholds": dict.fromkeys(self.scores.levels, self.threshold)})
         write_json(out / METRICS, self.metrics)
         write_config(out, self.config)

@@ -50,7 +50,7 @@ def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float)
 
 
 def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
-    cuts = [-math.inf, *torch.unique(_reference(scores)).tolist()]
+    cuts = [_below_all(scores), *torch.unique(_reference(scores)).tolist()]
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
     circuit = scores.circuit(cut)
@@ -131,7 +131,13 @@ def _grid(scores: Scores) -> list[float]:
     count = len(ordered)
     ranks = {min(count - 1, int(count / GRID_RATIO**k)) for k in range(1 + math.ceil(math.log(count, GRID_RATIO)))}
     own = [] if scores.threshold is None else [scores.threshold]
-    return sorted({-math.inf, *own, *ordered[sorted(ranks)].tolist()})
+    return sorted({_below_all(scores), *own, *ordered[sorted(ranks)].tolist()})
+
+
+def _below_all(scores: Scores) -> float:
+    """The highest threshold that keeps everything; finite, so that it can be written down."""
+    lowest = torch.stack([scores.values[level].min() for level in scores.levels if scores.values[level].numel()]).min()
+    return float(torch.nextafter(lowest, torch.tensor(-math.inf)))
 
 
 def _reference(scores: Scores) -> Tensor:
