@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from command_line import nodesieve, quick_flags
 from nodesieve.config import make_config
@@ -45,6 +46,80 @@ def test_weights_that_are_not_finite_are_refused(loaded: LoadedModel, tmp_path: 
     capsys.readouterr()
     assert nodesieve("check-model", tmp_path) == 2
     assert "expected finite weights, got NaN or infinity in 'model.layers.1.mlp.up_proj.weight'" in capsys.readouterr().err
+
+
+def _cut(directory: Path) -> None:
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def _without_a_weight(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _narrower(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] // 2}))
+
+
+def _without_a_tokenizer(directory: Path) -> None:
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+
+
+def _pointer(directory: Path) -> None:
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_cut, "could not load"),
+        (_pointer, "a Git LFS pointer"),
+        (_without_a_weight, "expected all weights of the model in .* found none for model.layers.1.mlp.up_proj.weight"),
+        (_narrower, r"expected weights as the model's config says, model.layers.0.mlp.down_proj.weight of \(\d+, \d+\), got .*, and \d+ more"),
+        (_without_a_tokenizer, "tokenizer"),
+    ],
+)
+def test_damaged_models_are_refused_in_one_line(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], said: str
+) -> None:
+    directory = tmp_path / "damaged"
+    shutil.copytree(model_directory, directory)
+    damage(directory)
+    assert nodesieve("check-model", directory) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error)
+    assert error.count("\n") == 1
+
+
+def test_prompts_whose_corrupted_ones_say_the_same_are_refused(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "same.jsonl"
+    prompts = [
+        {"clean": f"{a} and {b} went", "corrupted": f"{a} and {b} went", "answers": f" {a}", "distractors": f" {b}"} for a, b in pairwise(NAMES[:40])
+    ]
+    file.write_text("".join(json.dumps({**row, "split": ("train", "validation", "test")[i % 3]}) + "\n" for i, row in enumerate(prompts)), "utf-8")
+    command = ["discover", "--model", model_directory, "--task", file, "--out", tmp_path / "run", "--only-correct"]
+    assert nodesieve(*command, *quick_flags(steps=1, force=False)) == 2
+    assert "closing every node costs more than the KL budget of 0.25, got" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert nodesieve(*command[:-1], *quick_flags(steps=1)) == 0
+    capsys.readouterr()
+    assert nodesieve("evaluate", tmp_path / "run") == 0
+    assert "test data (13 examples)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_nothing_can_be_written_that_is_said(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert nodesieve("discover", "--model", model_directory, "--out", out, "--method", "random", "--keep", "0.3", "--quiet", *quick_flags()) == 0
+    capsys.readouterr()
+    for command in (["report", out, "--out", "/proc/report.html"], ["export", out, "/proc/circuit.json"]):
+        assert nodesieve(*command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("nodesieve: expected")
+        assert error.count("\n") == 1
 
 
 def test_skipped_pairs_are_counted_and_one_is_shown(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

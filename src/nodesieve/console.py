@@ -24,7 +24,7 @@ SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "e
 class ConsoleJournal(RunJournal):
     """A run's journal that also shows step, time left, KL and open shares. Where output is no terminal, a line now and then."""
 
-    LINE_EVERY = 25
+    LINE_EVERY, LINES = 25, 20  # steps at least, and lines at most
 
     def __init__(self, directory: Path, *, quiet: bool) -> None:
         super().__init__(directory)
@@ -56,7 +56,7 @@ class ConsoleJournal(RunJournal):
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(text, highlight=False, markup=False, overflow="ellipsis", no_wrap=True)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, step: int, total: int, **facts: float) -> None:
         shown = []
@@ -69,9 +69,10 @@ class ConsoleJournal(RunJournal):
         if self._bar.tasks[0].total is None:  # the clock of "time left" starts with the first step, not with loading
             self._bar.reset(self._task, total=total, completed=step - 1, facts="")
         self._bar.update(self._task, completed=step, total=total, facts=text)
-        new_line = step // self.LINE_EVERY > self._step // self.LINE_EVERY or step == total
-        if not self._quiet and not self._console.is_terminal and new_line and text:
-            self._console.print(f"{step}/{total} {text}", highlight=False)
+        every = max(self.LINE_EVERY, total // self.LINES)
+        new_line = step // every != self._step // every or step == total
+        if not self._quiet and not self._console.is_terminal and new_line:
+            self._console.print(f"{step}/{total} {text}".rstrip(), highlight=False)
         self._step = step
 
 

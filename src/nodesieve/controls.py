@@ -32,6 +32,7 @@ from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
 from nodesieve.run import Run, write_json
 from nodesieve.scores import Scores
+from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import SplitName
 
 AT_ONCE = 8  # circuits that share a pass over the corrupted prompts
@@ -102,10 +103,11 @@ def run_controls(
     return asked
 
 
-def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str) -> Path:
-    """Where a run keeps the controls of its circuit on these examples."""
-    name = re.sub(r"[^\w.-]+", "-", Path(task).name)
-    return directory / f"controls-{name}-{split}-{ablation}.json"
+def controls_file(directory: Path, problem: Problem, *, split: SplitName) -> Path:
+    """Where a run keeps the controls of its circuit on these examples; files of prompts that have the same name are told apart by what is in them."""
+    name = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
+    name += "" if problem.task.name in BUILTINS else f"-{problem.task[split].fingerprint[:8]}"
+    return directory / f"controls-{name}-{split}-{problem.ablation_name}.json"
 
 
 def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_nodes, count_parameters
 from nodesieve.config import READ_BY, DiscoverConfig
 from nodesieve.errors import UserError
-from nodesieve.evaluation import Evaluation, evaluate_circuit
+from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel, learning_dtype
@@ -66,6 +66,8 @@ def discover(
     problem.remember = remembering(config, journal.scratch)
     for line in (*_examples_in_words(problem), *_unread(config)):
         journal.note(line)
+    if config.size is None and not config.force:
+        _refuse_nothing_to_find(problem, config)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     journal.say("scoring")
@@ -120,6 +122,17 @@ def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
     if circuit.nodes != problem.nodes:
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")
     return circuit
+
+
+def _refuse_nothing_to_find(problem: Problem, config: DiscoverConfig) -> None:
+    """Raise UserError where the circuit that keeps nothing is within the budget."""
+    (lost,) = problem.losses([ablated_circuit(problem)], "validation", first=QUICK)
+    if float(lost.mean()) <= config.kl_budget:
+        raise UserError(
+            f"expected prompts on which closing every node costs more than the KL budget of {config.kl_budget:g}, got {float(lost.mean()):.3g} on "
+            f"validation data such as {problem.task.shown[0]}; if the answers to clean and corrupted prompts are not alike, ask for a lower "
+            "--kl-budget. --force goes on all the same"
+        )
 
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:

@@ -14,11 +14,13 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from nodesieve.errors import UserError
 
@@ -86,8 +88,13 @@ def pick_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"expected a device that torch has here (cpu, cuda, cuda:1, mps), got {device!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"expected a device that torch has here ({', '.join(_devices())}), got {device!r}: {str(error).splitlines()[0]}") from error
     return found
+
+
+def _devices() -> list[str]:
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def cache_directory() -> Path:
@@ -167,21 +174,45 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    reading = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are told below
     try:
         with _Quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+            model, told = AutoModelForCausalLM.from_pretrained(source, **reading, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, OSError) and "safetensors" in str(error):
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and "safetensors" in str(error):
             raise _pickled(name) from error
+        cut = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
         raise UserError(
             f"expected {', '.join(PACKAGED_MODELS)}, a hub id, a directory with safetensors or a .gguf file, "
-            f"could not load {name!r}: {_first_line(error)}"
+            f"could not load {name!r}: {_first_line(error)}{cut}"
         ) from error
+    _refuse_gaps(told, name)
+    if not tokenizer("word").input_ids:
+        raise UserError(f"expected a tokenizer beside the model, found none in {name!r}; save it there with its save_pretrained")
     bad = next((key for key, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if bad is not None:
         raise UserError(f"expected finite weights, got NaN or infinity in {bad!r} of {name!r}; convert the checkpoint again")
     return model, tokenizer
+
+
+def _refuse_gaps(told: Mapping[str, Any], name: str) -> None:
+    """Raise UserError where the checkpoint lacks weights, or has them in another shape: transformers fills those with random numbers."""
+    missing, other = sorted(told["missing_keys"]), sorted(told["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"expected all weights of the model in {name!r}, found none for {_some(missing)}; is the checkpoint whole, and of this class?"
+        )
+    if other:
+        key, there, wanted = other[0]
+        raise UserError(
+            f"expected weights as the model's config says, {key} of {tuple(wanted)}, got {tuple(there)} in {name!r}"
+            f"{f', and {len(other) - 1} more' if len(other) > 1 else ''}; are config.json and weights of the same model?"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _pickled(name: str) -> UserError:
@@ -202,21 +233,25 @@ class _Quiet:
     """Keeps transformers' progress bars and notes off the terminal while a model loads; errors are exceptions and still come."""
 
     def __enter__(self) -> None:
+        from huggingface_hub.utils import logging as hub
         from transformers.utils import logging
 
         self._stderr = contextlib.redirect_stderr(io.StringIO())  # the GGUF reader's bar heeds no setting
         self._stderr.__enter__()
 
+        self._hub = hub.get_verbosity()
+        hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # each try to reach the hub is a warning
         self._verbosity = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
+        from huggingface_hub.utils import logging as hub
         from transformers.utils import logging
 
         self._stderr.__exit__(None, None, None)
-
+        hub.set_verbosity(self._hub)
         logging.set_verbosity(self._verbosity)
         if self._bars:
             logging.enable_progress_bar()

@@ -38,6 +38,10 @@ class NodeSpace:
     expert_layers: frozenset[int] = frozenset()
     embeddings: int = 1
 
+    def __str__(self) -> str:
+        hidden = [f"{self.neurons} neurons"] * (self.neurons > 0) + [f"{self.experts} experts"] * (self.experts > 0)
+        return f"{self.layers} layers of {self.heads} heads of {self.head_dim} and {' or '.join(hidden)}, width {self.width}"
+
     def shape(self, level: str) -> tuple[int, ...]:
         """Shape of one level's gates, e.g. (L, H, K) for `head_dim`."""
         return tuple(getattr(self, dim) for dim in LEVELS[level].dims)

@@ -117,7 +117,10 @@ def load_run(directory: str | Path) -> Run:
     kind = "log_alpha" if learned else "score"
     values = {level: tensors.get(f"{kind}.{level}", torch.ones(masks[level].shape)) for level in LEVELS}
     thresholds = description["thresholds"]
-    history = [json.loads(line) for line in (out / HISTORY).read_text("utf-8").splitlines()] if (out / HISTORY).is_file() else []
+    try:
+        history = [json.loads(line) for line in (out / HISTORY).read_text("utf-8").splitlines()] if (out / HISTORY).is_file() else []
+    except ValueError as error:
+        raise UserError(f"expected a JSON object a line in {str(out / HISTORY)!r}, got {error}") from error
     return Run(
         config=config,
         circuit=Circuit.of(masks, nodes),

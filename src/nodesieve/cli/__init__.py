@@ -32,6 +32,8 @@ def main() -> None:
         _fail(error.format_message())
     except UserError as error:
         _fail(str(error))
+    except OSError as error:  # a full disk, a directory that is not ours
+        _fail(f"expected to read and write what the command names, could not: {error}")
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED

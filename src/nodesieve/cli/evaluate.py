@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def command(
     from nodesieve.controls import controls_file, controls_kept_in, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.models import model_of
+    from nodesieve.problem import as_counts
     from nodesieve.run import load_run
     from nodesieve.size_curve import size_curve
     from nodesieve.tasks.load import task_of
@@ -53,7 +55,8 @@ def command(
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
-    title = f"{directory} on {examples.name}, {split} data, {problem.ablation_name} ablation"
+    used = as_counts(problem.task)[split]
+    title = f"{directory} on {examples.name}, {split} data ({_in_words(used)}), {problem.ablation_name} ablation"
     shown = asdict(evaluation)
     if not as_json:
         print_evaluation(evaluation, title=title)
@@ -62,11 +65,17 @@ def command(
         if not as_json:
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
-        path = controls_file(directory, task=problem.task.name, split=split, ablation=problem.ablation_name)
+        path = controls_file(directory, problem, split=split)
         with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(f"what was measured is in {path}; "):
             found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
         shown["controls"] = found
         if not as_json:
             print_controls(found, title="other circuits, measured alike")
     if as_json:
-        print(json.dumps({"task": examples.name, "ablation": problem.ablation_name, **shown}, indent=2))
+        print(json.dumps({"task": examples.name, "examples": used, "ablation": problem.ablation_name, **shown}, indent=2))
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    """Examples used and left out, as `nodesieve.problem.as_counts` has them."""
+    left_out = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
+    return ", ".join([f"{counts['used']} examples", *left_out])
