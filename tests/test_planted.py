@@ -77,6 +77,12 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
         discover(planted_model(), planted_task(), make_config({**options, "method": "fisher"}))
 
 
+@pytest.mark.parametrize("method", ["sieve", "multigranular", "gate_gradient"])
+def test_levels_that_the_model_does_not_have_are_refused(method: str) -> None:
+    with pytest.raises(UserError, match="expected --levels among those of this model, layer, .*, got expert"):
+        discover(planted_model(), planted_task(), make_config({"levels": "expert", "method": method}))
+
+
 @pytest.mark.parametrize("method", ["sieve", "multigranular"])
 @pytest.mark.parametrize(("levels", "lacking"), [("head,head_dim", None), ("mlp_neuron", None), (None, "head")])
 def test_a_search_stays_within(method: str, levels: str | None, lacking: str | None, tmp_path: Path) -> None:

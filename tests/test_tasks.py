@@ -319,7 +319,7 @@ def test_unequal_lengths_may_be_an_error(tokenizer: PreTrainedTokenizerFast) -> 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     bad = Example(clean="While Mary gave", corrupted="While John gave", answers=(10**6,), distractors=(3,))
-    with pytest.raises(UserError, match=r"expected token ids below .* got 1000000 .* another tokenizer"):
+    with pytest.raises(UserError, match=r"expected token ids from 0 to .* got 1000000 .* another tokenizer"):
         encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"))
 
 

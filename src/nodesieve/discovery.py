@@ -66,6 +66,8 @@ def discover(
     problem.remember = remembering(config, journal.scratch)
     for line in (*_examples_in_words(problem), *_unread(config)):
         journal.note(line)
+    if not set(config.levels) & set(problem.nodes.levels):
+        raise UserError(f"expected --levels among those of this model, {', '.join(problem.nodes.levels)}, got {', '.join(config.levels)}")
     if config.size is None and not config.force:
         _refuse_nothing_to_find(problem, config)
     if problem.model.device.type == "cuda":

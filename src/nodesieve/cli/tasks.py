@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nodesieve.errors import UserError
+
 
 @click.command("tasks", short_help="List the built-in tasks.")
 @click.option("--model", help="show examples as they are drawn for this model's tokenizer")
@@ -22,7 +24,11 @@ def command(model: str | None, seed: int) -> None:
         if loaded is not None:
             from nodesieve.tasks.load import load_task
 
-            task = load_task(builtin.name, loaded.tokenizer, seed=seed)
+            try:
+                task = load_task(builtin.name, loaded.tokenizer, seed=seed)
+            except UserError as error:  # of this tokenizer's words there are too few for this task
+                print(f"  not for this model: {error}")
+                continue
             print("  " + ", ".join(f"{len(examples)} {split}" for split, examples in task.splits.items()))
             for example in task.splits["validation"][:2]:
                 print(f"    clean      {example.clean!r}\n    corrupted  {example.corrupted!r}")

@@ -181,7 +181,7 @@ class _Encoder:
             if isinstance(answer, int):
                 if not 0 <= answer < self._vocabulary:
                     raise UserError(
-                        f"expected token ids below {self._vocabulary} (this model's vocabulary), got {answer} for the prompt {example.clean!r}; "
+                        f"expected token ids from 0 to {self._vocabulary - 1}, this model's vocabulary, got {answer} for {example.clean!r}; "
                         "the file was made for another tokenizer"
                     )
                 self._known[answer] = (answer,)
