@@ -79,7 +79,7 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["sieve", "multigranular", "gate_gradient"])
 def test_levels_that_the_model_does_not_have_are_refused(method: str) -> None:
-    with pytest.raises(UserError, match="expected --levels among those of this model, layer, .*, got expert"):
+    with pytest.raises(UserError, match=r"expected --levels among those of this model, layer, .*, got expert"):
         discover(planted_model(), planted_task(), make_config({"levels": "expert", "method": method}))
 
 
