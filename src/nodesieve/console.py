@@ -81,7 +81,7 @@ def print_summary(run: Run) -> None:
     console = Console()
     metrics = run.metrics
     columns = [metrics[part]["test"] for part in ("full", "circuit", "ablated")]
-    _metrics_table(console, "test data", columns, metrics["intervals"]["test"])
+    _metrics_table("test data", columns, metrics["intervals"]["test"])
     table = Table(title="nodes kept", title_justify="left", box=None)
     for heading in ("level", "kept", "of", "share"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
@@ -89,7 +89,7 @@ def print_summary(run: Run) -> None:
         table.add_row(level, f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
     part = metrics["parameters"]
     table.add_row("parameters", f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
-    console.print(table)
+    _show(table)
     budget = metrics["budget"]
     verdict = "met" if budget["met"] else "NOT met"
     if "unpolished" in metrics:
@@ -107,7 +107,7 @@ def print_summary(run: Run) -> None:
 def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
     (split,) = evaluation.circuit
     columns = [evaluation.full[split], evaluation.circuit[split], evaluation.ablated[split]]
-    _metrics_table(Console(), title, columns, evaluation.intervals[split])
+    _metrics_table(title, columns, evaluation.intervals[split])
 
 
 def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
@@ -121,7 +121,7 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
             remark = f"{row['free']} cost nothing; cheapest: {row['cheapest']} ({row['added_by_cheapest']:+.4f})"
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
-    Console().print(table)
+    _show(table)
 
 
 def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
@@ -132,9 +132,8 @@ def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> N
             table.add_column(heading, justify="right")
         for point in part["points"]:
             table.add_row(f"{point['share']:g}", f"{point['nodes']:,}", *(_number(point[name]) for name in ("kl", "accuracy", "faithfulness")))
-        console = Console()
-        console.print(table)
-        console.print(
+        _show(table)
+        Console().print(
             f"CPR {_number(part['cpr'])}, CMD {_number(part['cmd'])}, smallest share within the KL budget {part['compactness']:g}", highlight=False
         )
 
@@ -146,7 +145,7 @@ def print_agreement(found: Mapping[str, Any], *, title: str) -> None:
         table.add_column(heading, justify="left" if heading == "level" else "right")
     for level, row in found["levels"].items():
         table.add_row(level, *(f"{row[name]:.2f}" for name in ("jaccard", "lowest", "highest", "chance")))
-    Console().print(table)
+    _show(table)
 
 
 def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
@@ -154,11 +153,8 @@ def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
     console = Console()
     console.print(title, highlight=False, markup=False)
     for subject, lines in comparison_tables(found["rows"]).items():
-        table = next((t for t in (_grid(subject, lines), _grid(subject, list(zip(*lines, strict=True)))) if _width(t) <= console.width), None)
-        if table is None:  # nothing is left out, whatever the terminal makes of it
-            table = _grid(subject, lines)
-            console = Console(width=_width(table))
-        console.print(table)
+        upright, turned = _grid(subject, lines), _grid(subject, list(zip(*lines, strict=True)))
+        _show(upright if _width(upright) <= max(console.width, _width(turned)) else turned)
 
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
@@ -169,6 +165,11 @@ def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
     for line in lines[1:]:
         table.add_row(*line)
     return table
+
+
+def _show(table: Table) -> None:
+    """Nothing is left out, whatever a narrow terminal makes of it."""
+    Console(width=max(Console().width, _width(table))).print(table)
 
 
 def _width(table: Table) -> int:
@@ -192,10 +193,10 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
         count = count_parameters(without, architecture)
         share = "" if level == "embedding" else f"{100 * (1 - count.kept / count.total):.1f}%"
         table.add_row(level, " x ".join(map(str, nodes.shape(level))), f"{nodes.count(level):,}", share)
-    Console().print(table)
+    _show(table)
 
 
-def _metrics_table(console: Console, title: str, columns: list[Metrics], intervals: Intervals) -> None:
+def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> None:
     table = Table(title=title, title_justify="left", box=None)
     for heading in ("", "full model", "circuit", "95% interval", "all ablated"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -203,7 +204,7 @@ def _metrics_table(console: Console, title: str, columns: list[Metrics], interva
         full, circuit, ablated = (_number(column.get(name)) for column in columns)
         ends = intervals.get(name)
         table.add_row(name, full, circuit, "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}", ablated)
-    console.print(table)
+    _show(table)
 
 
 def _number(value: Any) -> str:
