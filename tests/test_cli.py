@@ -318,6 +318,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not json.loads((out / "circuit.json").read_text())["complete"]
     assert nodesieve("evaluate", out) == 0
+    assert "the run is unfinished" in capsys.readouterr().err
     assert nodesieve("nodes", out) == 0
     assert nodesieve("discover", "--resume", out) == 0
     assert json.loads((out / "circuit.json").read_text())["complete"]

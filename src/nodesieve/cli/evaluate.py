@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,8 @@ def command(
     from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
+    if not run.metrics:
+        print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
     loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
