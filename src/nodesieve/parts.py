@@ -19,6 +19,7 @@ Part = tuple[str, Tensor]  # a level, and indices of nodes of it, (n, dimensions
 FEW = 32  # examples that say in which order parts go; `QUICK` say how many
 NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
+TRIES = 4  # measurements to find how many of the parts that looks have chosen may go
 
 
 def cheapest_parts(
@@ -57,6 +58,17 @@ def cheapest_parts(
         for count, rise in zip(middle, _rises([less(start, order[:count]) for count in middle], own, problem), strict=True):
             low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
     return order[:low]
+
+
+def as_many_of(count: int, may_go: Callable[[int], bool]) -> int:
+    """How many of `count` may go together: all, or what halving finds in a few tries; of those that may go, it is the last that was asked."""
+    low, high, middle = 0, count + 1, count
+    for _ in range(TRIES):
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if may_go(middle) else (low, middle)
+        middle = (low + high) // 2
+    return low
 
 
 def less(circuit: Circuit, parts: Sequence[Part]) -> Circuit:

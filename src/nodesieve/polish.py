@@ -30,7 +30,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.models import learning_dtype
-from nodesieve.parts import NOTHING, Part, cheapest_parts, less
+from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
@@ -38,7 +38,6 @@ BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS, SMALLEST = (1 / 2, 1 / 6), 1 / 16  # of the kept nodes of one level in one layer
 SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
 AGAIN = 8
-TRIES = 4  # measurements on all of the validation data to find how many of the parts chosen by looks may go
 LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
 
 
@@ -120,18 +119,9 @@ class _Polisher:
         return self._close_cheapest(chosen, limit=self.now.kl + most)
 
     def _close_cheapest(self, parts: list[Part], *, limit: float) -> bool:
-        """Close all of them, or else, found by halving, as many of the first as the validation data allows -> has anything gone?"""
-        start, low, high = self.now.circuit, 0, len(parts) + 1  # `low` may go, `high` may not
-        count = len(parts)
-        for _ in range(TRIES):
-            if not low < count < high:
-                break
-            if self._closed(less(start, parts[:count]), limit=limit):
-                low = count
-            else:
-                high = count
-            count = (low + high) // 2
-        return low > 0
+        """Close all of them, or else as many of the first as the validation data allows -> has anything gone?"""
+        start = self.now.circuit
+        return as_many_of(len(parts), lambda count: self._closed(less(start, parts[:count]), limit=limit)) > 0
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores
