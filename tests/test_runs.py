@@ -135,7 +135,7 @@ def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> No
 
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
     task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
-    run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False}))
+    run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False, "kl_budget": 0.01}))
     assert run.metrics["full"]["test"]["accuracy"] == run.metrics["full"]["validation"]["accuracy"] == 1
     counts = run.description["examples"]["splits"]
     assert counts["test"]["used"] + counts["test"]["skipped_full_model_wrong"] == 200
