@@ -121,10 +121,10 @@ def test_every_method_can_be_asked_for() -> None:
     assert set(METHODS) == set(METHOD_NAMES)
 
 
-def asked(problem: Problem, config: DiscoverConfig, *, turn: int = 0) -> Asked:
+def asked(problem: Problem, config: DiscoverConfig) -> Asked:
     cache = training_cache(problem, config, None)
     circuit = Circuit.whole(problem.nodes).without({"head": torch.zeros(1, 2, dtype=torch.long)})
-    return ask(problem, circuit, config, Journal(), levels=("head_dim", "mlp_neuron"), index=range(6), cache=cache, turn=turn)
+    return ask(problem, circuit, config, Journal(), levels=("head_dim", "mlp_neuron"), index=range(6), cache=cache)
 
 
 def test_the_sieve_asks_of_the_task_term_too() -> None:
@@ -136,12 +136,3 @@ def test_the_sieve_asks_of_the_task_term_too() -> None:
         torch.testing.assert_close(twice.gradient[level] - x, 2 * (once.gradient[level] - x))
         assert (once.gradient[level] - x).abs().max() > 1e-3
         assert torch.equal(once.fisher[level], without.fisher[level])
-
-
-def test_each_round_draws_its_own_tokens() -> None:
-    problem, config = make_problem(), make_config({"batch_size": 3, "steps": 1, "learning_dtype": "float32"})
-    first, again, second = (asked(problem, config, turn=turn) for turn in (0, 0, 1))
-    for level in first.fisher:
-        assert torch.equal(first.fisher[level], again.fisher[level])
-        assert not torch.allclose(first.fisher[level], second.fisher[level])
-        assert torch.equal(first.gradient[level], second.gradient[level])

@@ -171,9 +171,7 @@ class _Sieve:
 
     def ask(self, journal: Journal) -> Asked:
         """At the circuit of now, over the next examples."""
-        return ask(
-            self.learner, self.circuit, self.config, journal, levels=self.levels, index=self._next_examples(), cache=self.cache, turn=self.round
-        )
+        return ask(self.learner, self.circuit, self.config, journal, levels=self.levels, index=self._next_examples(), cache=self.cache)
 
     def _next_examples(self) -> list[int]:
         """Those of the next round, in an order drawn for each pass over the training examples."""
