@@ -31,7 +31,7 @@ from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import CURVE, row, tables
-from nodesieve.controls import ABLATED_WITH, summary
+from nodesieve.controls import ABLATED_WITH, controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES, LEVELS
@@ -159,7 +159,7 @@ def collected(runs: Path) -> dict[str, Any]:
         if rows:
             tasks[task] = rows
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
-            measured = place / f"controls-{task}-test-{run.config.ablation}.json"
+            measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
             kept = read_json(measured) if measured.is_file() else {}
             if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
                 beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": summary(kept["groups"])})

@@ -103,11 +103,15 @@ def run_controls(
     return asked
 
 
-def controls_file(directory: Path, problem: Problem, *, split: SplitName) -> Path:
-    """Where a run keeps the controls of its circuit on these examples; files of prompts that have the same name are told apart by what is in them."""
+def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str) -> Path:
+    """Where a run keeps the controls of its circuit on these examples; `task` as `name_of_examples` gives it."""
+    return directory / f"controls-{task}-{split}-{ablation}.json"
+
+
+def name_of_examples(problem: Problem, split: SplitName) -> str:
+    """A built-in task's name; files of prompts that have the same name are told apart by what is in them."""
     name = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
-    name += "" if problem.task.name in BUILTINS else f"-{problem.task[split].fingerprint[:8]}"
-    return directory / f"controls-{name}-{split}-{problem.ablation_name}.json"
+    return name if problem.task.name in BUILTINS else f"{name}-{problem.task[split].fingerprint[:8]}"
 
 
 def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.polish import polish
-from nodesieve.problem import QUICK, Loss, Problem, as_counts, make_problem
+from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
 from nodesieve.run import Run, describe, load_run
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
@@ -196,8 +196,7 @@ def _examples(problem: Problem) -> dict[str, Any]:
 def _examples_in_words(problem: Problem) -> Iterator[str]:
     yield from (f"example: {example}" for example in problem.task.shown)
     for split, counts in as_counts(problem.task).items():
-        skipped = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
-        yield f"{split}: {', '.join([str(counts['used']) + ' examples', *skipped])}"
+        yield f"{split}: {counts_in_words(counts)}"
         if split in problem.task.left_out:
             yield f"skipped in {split}, e.g.: {problem.task.left_out[split]}"
 

@@ -116,12 +116,8 @@ class _Polisher:
         parts = list(self._parts(stage))
         gains = [_gain(start, part) for part in parts]
         chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=goes_on, gains=gains)
-        return self._close_cheapest(chosen, limit=self.now.kl + most)
-
-    def _close_cheapest(self, parts: list[Part], *, limit: float) -> bool:
-        """Close all of them, or else as many of the first as the validation data allows -> has anything gone?"""
-        start = self.now.circuit
-        return as_many_of(len(parts), lambda count: self._closed(less(start, parts[:count]), limit=limit)) > 0
+        limit = self.now.kl + most
+        return as_many_of(len(chosen), lambda count: self._closed(less(start, chosen[:count]), limit=limit)) > 0
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         masks, scores = self.now.circuit.masks, self.now.scores

@@ -228,3 +228,9 @@ def as_counts(task: EncodedTask) -> Mapping[str, Mapping[str, int]]:
     """By split: examples used, and skipped for each reason."""
     skipped = {name: {f"skipped_{why}": count for why, count in reasons.items()} for name, reasons in task.skipped.items()}
     return {name: {"used": len(split), **skipped[name]} for name, split in task.splits.items()}
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Of one split, from `as_counts`."""
+    left_out = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
+    return ", ".join([f"{counts['used']} examples", *left_out])

@@ -117,10 +117,6 @@ def load_run(directory: str | Path) -> Run:
     kind = "log_alpha" if learned else "score"
     values = {level: tensors.get(f"{kind}.{level}", torch.ones(masks[level].shape)) for level in LEVELS}
     thresholds = description["thresholds"]
-    try:
-        history = [json.loads(line) for line in (out / HISTORY).read_text("utf-8").splitlines()] if (out / HISTORY).is_file() else []
-    except ValueError as error:
-        raise UserError(f"expected a JSON object a line in {str(out / HISTORY)!r}, got {error}") from error
     return Run(
         config=config,
         circuit=Circuit.of(masks, nodes),
@@ -135,8 +131,17 @@ def load_run(directory: str | Path) -> Run:
         threshold=next(iter(thresholds.values())),
         metrics=metrics,
         description={key: value for key, value in description.items() if key != "thresholds"},
-        history=history,
+        history=_history_of(out),
     )
+
+
+def _history_of(directory: Path) -> list[dict[str, Any]]:
+    """Its lines; none where there is no such file."""
+    path = directory / HISTORY
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"expected a JSON object a line in {str(path)!r}, got {error}") from error
 
 
 def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NodeSpace:
@@ -214,8 +219,7 @@ class RunJournal(Journal):
         self.memory.before = max(self.memory.before, numbers.pop("peak_memory_bytes", 0))
         if part != SCORING:
             return State(tensors=tensors, numbers=numbers)
-        lines = (self.directory / HISTORY).read_text("utf-8").splitlines() if (self.directory / HISTORY).is_file() else []
-        self.history = [row for row in map(json.loads, lines) if row["step"] <= numbers["step"]]
+        self.history = [row for row in _history_of(self.directory) if row["step"] <= numbers["step"]]
         return State(tensors=tensors, numbers=numbers)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,10 @@ def command(
     import json
 
     from nodesieve.console import ConsoleJournal, print_controls, print_evaluation, print_size_curve
-    from nodesieve.controls import controls_file, controls_kept_in, summary
+    from nodesieve.controls import controls_file, controls_kept_in, name_of_examples, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.models import model_of
-    from nodesieve.problem import as_counts
+    from nodesieve.problem import as_counts, counts_in_words
     from nodesieve.run import load_run
     from nodesieve.size_curve import size_curve
     from nodesieve.tasks.load import task_of
@@ -59,7 +58,7 @@ def command(
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
     used = as_counts(problem.task)[split]
-    title = f"{directory} on {examples.name}, {split} data ({_in_words(used)}), {problem.ablation_name} ablation"
+    title = f"{directory} on {examples.name}, {split} data ({counts_in_words(used)}), {problem.ablation_name} ablation"
     shown = asdict(evaluation)
     if not as_json:
         print_evaluation(evaluation, title=title)
@@ -68,7 +67,7 @@ def command(
         if not as_json:
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
-        path = controls_file(directory, problem, split=split)
+        path = controls_file(directory, task=name_of_examples(problem, split), split=split, ablation=problem.ablation_name)
         with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(f"what was measured is in {path}; "):
             found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
         shown["controls"] = found
@@ -76,9 +75,3 @@ def command(
             print_controls(found, title="other circuits, measured alike")
     if as_json:
         print(json.dumps({"task": examples.name, "examples": used, "ablation": problem.ablation_name, **shown}, indent=2))
-
-
-def _in_words(counts: Mapping[str, int]) -> str:
-    """Examples used and left out, as `nodesieve.problem.as_counts` has them."""
-    left_out = [f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if why != "used" and count]
-    return ", ".join([f"{counts['used']} examples", *left_out])

@@ -96,11 +96,10 @@ class _Ranking:
         """Of each leaf: its own number and those of all that lies above it."""
         found = {}
         for leaf in self.leaves:
-            total, level = self.values[leaf], LEVELS[leaf].parent
-            while level is not None:
+            total = self.values[leaf]
+            for level in above(leaf):
                 if level in self.values:
                     total = total + up_to(total, self.values[level])
-                level = LEVELS[level].parent
             found[leaf] = total
         return found
 
