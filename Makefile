@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch is enough here; to use a GPU build, install it into .venv first or run `make TORCH=torch`.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup model demo test test-slow lint format types clean
+.PHONY: setup model demo test test-slow test-gpu lint format types clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,9 @@ test: setup lint types
 
 test-slow: model
 	$(BIN)/pytest -m slow
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -167,7 +167,7 @@ def test_a_run_leaves_every_file_of_the_contract(
         if level != "expert"
     )
     metrics, circuit = json.loads((out / "metrics.json").read_text()), json.loads((out / "circuit.json").read_text())
-    assert {"nodes", "parameters", "full", "circuit", "ablated", "budget", "steps", "seconds", "peak_memory_bytes"} <= set(metrics)
+    assert {"nodes", "parameters", "full", "circuit", "ablated", "budget", "steps", "seconds", "peak_memory_bytes", "device"} <= set(metrics)
     assert {"kl", "kl_p95", "accuracy", "logit_diff", "exact_match", "faithfulness"} <= set(metrics["circuit"]["test"])
     assert metrics["ablated"]["test"]["faithfulness"] in (0.0, None)
     assert circuit["format_version"] == 1

@@ -2,7 +2,8 @@
 
 Both lie in a temporary file, activations in 16 bits, and are read and written a layer at a time, so that what lies in memory is one layer's of one
 batch. An example is filled in the first time that it comes up, in the pass that computes it anyway. Where examples do not come again
-nothing is kept; where activations would need more than the limit, and for experts, only answers are.
+nothing is kept; where activations would need more than the limit, for experts, and on a GPU, which computes them in less time than a file is read,
+only answers are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ from nodesieve.problem import Problem, Remember
 GIGABYTE = 10**9
 VALIDATION = 0.25  # of the limit: for validation examples
 ANSWER = torch.float32
+_Row = tuple[int, int, slice]  # of a batch: its row, the example, its real tokens' places
 
 
 class Cache:
@@ -54,7 +56,7 @@ class Cache:
         place = directory or Path(tempfile.gettempdir())
         limit = min(limit, shutil.disk_usage(place).free / 2)
         self._keeps_answers = answers and answer_bytes <= limit
-        self._keeps_values = end <= limit and not nodes.experts
+        self._keeps_values = end <= limit and not nodes.experts and problem.model.device.type != "cuda"
         self._answered, self._filled = (torch.zeros(len(split), dtype=torch.bool) for _ in range(2))
         self.bytes = 0  # written by now
         self._file: BinaryIO = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
@@ -81,9 +83,10 @@ class Cache:
         values = self._problem.ablation.values(batch)
         if not self._keeps_values or not isinstance(values, Corrupted):
             return values
-        if bool(self._filled[batch.index.cpu()].all()):
-            return Corrupted(tokens=values.tokens, held=partial(self._held, batch))
-        return Corrupted(tokens=values.tokens, keep=partial(self._keep, batch))
+        rows = list(self._rows(batch))
+        if bool(self._filled[[i for _, i, _ in rows]].all()):
+            return Corrupted(tokens=values.tokens, held=partial(self._held, batch, rows))
+        return Corrupted(tokens=values.tokens, keep=partial(self._keep, rows))
 
     @property
     def _answer_bytes(self) -> int:
@@ -93,29 +96,28 @@ class Cache:
         """Where the block of an example's layer begins."""
         return self._starts[i] + layer * len(self._split.examples[i].clean) * sum(self._widths) * self._dtype.itemsize
 
-    def _rows(self, batch: Batch) -> Iterator[tuple[int, int, slice]]:
-        """(row of the batch, example, its real tokens' places)."""
+    def _rows(self, batch: Batch) -> Iterator[_Row]:
         width = batch.clean.input_ids.shape[1]
         for row, i in enumerate(batch.index.tolist()):
             length = len(self._split.examples[i].clean)
             yield row, i, slice(width - length, width) if self._split.padding_side == "left" else slice(0, length)
 
-    def _keep(self, batch: Batch, layer: int, seen: Activations) -> Activations:
+    def _keep(self, rows: Sequence[_Row], layer: int, seen: Activations) -> Activations:
         """What is kept is what gates find the first time, too, so that a run that was stopped goes on as it would have."""
         block = torch.cat([getattr(seen, place)[layer] for place in LAYER_PLACES], -1).to("cpu", self._dtype)
-        for row, i, real in self._rows(batch):
+        for row, i, real in rows:
             if not self._filled[i]:
                 self._write(self._place(i, layer), block[row, real])
         if layer == self._problem.nodes.layers - 1:
-            self._filled[batch.index.cpu()] = True
+            self._filled[[i for _, i, _ in rows]] = True
         return seen.map(lambda x: x.to(self._dtype).to(x.dtype))
 
-    def _held(self, batch: Batch, layer: int, start: int) -> Activations:
+    def _held(self, batch: Batch, rows: Sequence[_Row], layer: int, start: int) -> Activations:
         """What a layer's places hold from position `start` on."""
         size, positions = batch.clean.input_ids.shape
         width = sum(self._widths)
         block = torch.zeros(size, positions - start, width, dtype=self._dtype)
-        for row, i, real in self._rows(batch):
+        for row, i, real in rows:
             left_out = max(0, start - real.start)
             place = self._place(i, layer) + left_out * width * self._dtype.itemsize
             self._read(place, block[row, max(0, real.start - start) : real.stop - start])

@@ -82,6 +82,7 @@ def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
         "full": metrics["full"]["test"],
         "seconds": metrics["seconds"],
         "peak_memory_bytes": metrics["peak_memory_bytes"],
+        "device": metrics.get("device"),
         "passes": metrics["passes"],
         "curve": dict(curve),
     }

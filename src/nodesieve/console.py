@@ -99,7 +99,8 @@ def print_summary(run: Run) -> None:
         )
     console.print(
         f"KL budget {budget['kl']:g}: {verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
-        f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB"
+        f"{' on ' + metrics['device'] if metrics.get('device') else ''}",
         highlight=False,
     )
 

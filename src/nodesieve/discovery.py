@@ -21,7 +21,7 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
-from nodesieve.models import LoadedModel, learning_dtype
+from nodesieve.models import LoadedModel, device_name, learning_dtype
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
 from nodesieve.run import Run, describe, load_run
@@ -186,6 +186,7 @@ def _metrics(
         "steps": journal.history[-1]["step"] if journal.history else 0,
         "seconds": seconds,
         "peak_memory_bytes": journal.memory.peak(),
+        "device": device_name(problem.model.device),
     }
 
 

@@ -28,9 +28,11 @@ class Gating:
 
     def __init__(self, gates: Mapping[str, Tensor], dtype: torch.dtype, shrunk: Shrunk | None = None) -> None:
         at = place_gates(gates)
+        self._at_layers = {place: getattr(at, place).to(dtype) for place in (*LAYER_PLACES, "experts")}
         # One unbind a place: its backward stacks once, where indexing layer by layer would add up L tensors of all layers.
-        self._z = {place: getattr(at, place).to(dtype).unbind(-2) for place in (*LAYER_PLACES, "experts")}
+        self._z = {place: z.unbind(-2) for place, z in self._at_layers.items()}
         self._z["embedding"] = (at.embedding.to(dtype),)
+        self._same: dict[Gating, list[bool]] = {}
         self.shrunk = shrunk
         self._live = {} if shrunk is None else shrunk.live
         self.learns = any(z.requires_grad for z in gates.values())
@@ -44,11 +46,19 @@ class Gating:
 
     def same_at(self, layer: int, other: Gating) -> bool:
         """Whether what a layer makes of a stream is the same under both."""
-        places = [place for place in self._z if place != "embedding"]
-        if not all(torch.equal(self._z[place][layer], other._z[place][layer]) for place in places):
-            return False
-        live = [(self._live_at(place, layer), other._live_at(place, layer)) for place in LAYER_PLACES]
-        return all(own is its or (own is not None and its is not None and torch.equal(own, its)) for own, its in live)
+        if other not in self._same:  # all layers at once: each answer from a GPU waits for all that it has been told before
+            self._same[other] = self._layers_as_in(other)
+        return self._same[other][layer]
+
+    def _layers_as_in(self, other: Gating) -> list[bool]:
+        count = len(self._z["heads"])
+        if (self.shrunk is None) != (other.shrunk is None) or any(z.shape != other._at_layers[place].shape for place, z in self._at_layers.items()):
+            return [False] * count
+        places = [(z == other._at_layers[place]).transpose(-2, 0).flatten(1).all(-1) for place, z in self._at_layers.items()]
+        same: list[bool] = torch.stack(places).all(0).tolist()
+        if self.shrunk is not None and other.shrunk is not None:
+            same = [alike and self.shrunk.same_at(layer, other.shrunk) for layer, alike in enumerate(same)]
+        return same
 
     def _live_at(self, place: str, layer: int) -> Tensor | None:
         return self._live[place][layer] if place in self._live else None

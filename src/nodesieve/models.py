@@ -97,6 +97,11 @@ def _devices() -> list[str]:
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+def device_name(device: torch.device) -> str:
+    """For people: what a GPU is called, else the kind of the device, such as `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def cache_directory() -> Path:
     if own := os.environ.get("NODESIEVE_CACHE"):
         return Path(own)

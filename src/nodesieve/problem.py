@@ -27,7 +27,8 @@ from nodesieve.verify import gate
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
 Values = Callable[[Batch], Activations | Corrupted]  # what closed nodes hold for a batch
 Remember = Callable[["Problem", SplitName], Values]  # the same of a split, computed or remembered
-MEASURED = 4  # times the batch size of a step, where no gradients are wanted
+MEASURED = 4  # times the batch size of a step, where no gradients are wanted: at least
+WIDEST = 2**27  # bytes of the largest tensor of a layer, or of logits: on a GPU, which else waits for Python, as many examples as that allows
 QUICK = 128  # validation examples that are enough for a first look
 CHANCE_EXAMPLES = 256
 CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
@@ -176,10 +177,22 @@ def make_problem(
         encoded = _only_correct(model, encoded)
     if config.bootstrap and "train" in encoded.splits:
         encoded = replace(encoded, splits={**encoded.splits, "train": _resampled(encoded["train"], config.seed)})
-    problem = Problem(model, encoded, ablation=config.ablation, loss=loss, batch_size=MEASURED * config.batch_size)
+    problem = Problem(model, encoded, ablation=config.ablation, loss=loss, batch_size=_measured_at_once(model, encoded, config))
     if not config.force:
         _refuse_chance(problem)
     return problem
+
+
+def _measured_at_once(model: GatedModel, task: EncodedTask, config: DiscoverConfig) -> int:
+    """Examples a forward pass where no gradients are wanted."""
+    least = MEASURED * config.batch_size
+    if model.device.type != "cuda":
+        return least
+    nodes, longest = model.nodes, max(len(example.clean) for split in task.splits.values() for example in split.examples)
+    widest = longest * max(nodes.heads * nodes.head_dim, nodes.neurons, nodes.width) * model.model.dtype.itemsize
+    logits: int = model.model.get_output_embeddings().weight.shape[0] * torch.float32.itemsize
+    most: int = WIDEST // max(widest, logits)
+    return max(least, most)
 
 
 def _resampled(split: Split, seed: int) -> Split:

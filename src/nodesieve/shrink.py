@@ -66,8 +66,7 @@ class Cutter:
 
     def cut(self, live_heads: Tensor, live_neurons: Tensor, *, keep: bool = True) -> Shrunk:
         """`live_heads` bool (L, H), `live_neurons` bool (L, F); `keep` as for `Shrunk`."""
-        device = self.architecture.places[0].attention_projection.get_parameter("weight").device
-        return Shrunk(self, live_heads.to(device), live_neurons.to(device), keep=keep)
+        return Shrunk(self, live_heads.cpu(), live_neurons.cpu(), keep=keep)
 
 
 class Shrunk:
@@ -78,7 +77,7 @@ class Shrunk:
 
     Attributes:
         live: by place, then by layer, the entries of the place that are computed, None where it is whole.
-        live_heads, live_neurons: what it was made from, bool (L, H) and (L, F).
+        live_heads, live_neurons: what it was made from, bool (L, H) and (L, F), on the CPU, where asking them is free.
     """
 
     def __init__(self, cutter: Cutter, live_heads: Tensor, live_neurons: Tensor, *, keep: bool) -> None:
@@ -90,18 +89,21 @@ class Shrunk:
         self._inside: set[int] = set()
         self.live: dict[str, list[Tensor | None]] = {"heads": [], "neurons": []}
         most, groups = WORTH_IT if keep else WORTH_IT_ONCE, cutter.architecture.parameters.groups
+        device = self._places[0].attention_projection.get_parameter("weight").device
         for number, places in enumerate(self._places):
             possible = cutter.heads is not None and places.attention_write is places.attention_projection
             heads = _kept(live_heads[number], most) if possible else None
             # Each head would get keys and values of its own: from here on that costs more than it saves.
             if heads is not None and 2 * len(heads) >= nodes.heads + groups:
                 heads = None
+            heads = None if heads is None else heads.to(device)
             self._heads.append(heads)
             self._groups.append(None if heads is None else heads // (nodes.heads // groups))
             self.live["heads"].append(None if heads is None else _spread(heads, nodes.head_dim))
             possible = cutter.neurons and places.mlp_projection is not None and places.mlp_write is places.mlp_projection
             multiple = MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1
-            self.live["neurons"].append(_kept(live_neurons[number], most, multiple=multiple) if possible else None)
+            neurons = _kept(live_neurons[number], most, multiple=multiple) if possible else None
+            self.live["neurons"].append(None if neurons is None else neurons.to(device))
         self._swaps = [self._cut(number) for number in range(nodes.layers)] if keep else None
 
     def _cut(self, number: int) -> list[_Swap]:
@@ -133,6 +135,11 @@ class Shrunk:
                 self._inside.add(number)
                 stack.callback(self._inside.discard, number)
             yield
+
+    def same_at(self, layer: int, other: Shrunk) -> bool:
+        """Whether both leave the same of a layer."""
+        own, its = (self.live_heads, self.live_neurons), (other.live_heads, other.live_neurons)
+        return (self._swaps is None) == (other._swaps is None) and all(torch.equal(a[layer], b[layer]) for a, b in zip(own, its, strict=True))
 
     def groups_in_use(self, layer: int) -> Tensor | None:
         """Which group of keys and values each head of a layer has now: None outside `layers`, and where heads are whole."""
