@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_p
 
 
 @pytest.mark.parametrize("part", [SCORING, POLISHING])
-def test_a_run_that_was_stopped_reports_what_it_has_read_and_its_peak(part: str, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_reports_what_it_has_read_and_its_peak_and_where(part: str, tmp_path: Path) -> None:
     config = make_config({"kl_budget": BUDGET, "method": "greedy", "polish": True})
 
     class Stopping(RunJournal):
@@ -148,9 +149,12 @@ def test_a_run_that_was_stopped_reports_what_it_has_read_and_its_peak(part: str,
     whole = discover(planted_model(), planted_task(), config)
     stopping = Stopping(tmp_path)
     stopping.memory.before = 10**15
-    with pytest.raises(KeyboardInterrupt):
-        discover(planted_model(), planted_task(), config, journal=stopping)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[discover.__module__], "device_name", lambda device: "a GPU")
+        with pytest.raises(KeyboardInterrupt):
+            discover(planted_model(), planted_task(), config, journal=stopping)
     resumed = discover(planted_model(), planted_task(), config, journal=RunJournal(tmp_path))
+    assert (whole.metrics["device"], resumed.metrics["device"]) == ("cpu", "a GPU, then cpu")
     assert resumed.circuit.fingerprint == whole.circuit.fingerprint
     assert whole.metrics["peak_memory_bytes"] < resumed.metrics["peak_memory_bytes"] == 10**15
     assert resumed.metrics["passes"]["backward"] == whole.metrics["passes"]["backward"]

@@ -62,6 +62,7 @@ def discover(
     problem = make_problem(loaded, task, config, loss=loss)
     journal.passes = problem.model.passes
     journal.memory.device = problem.model.device
+    journal.devices = [device_name(problem.model.device)]
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
     for line in (*_examples_in_words(problem), *_unread(config)):
@@ -186,7 +187,7 @@ def _metrics(
         "steps": journal.history[-1]["step"] if journal.history else 0,
         "seconds": seconds,
         "peak_memory_bytes": journal.memory.peak(),
-        "device": device_name(problem.model.device),
+        "device": ", then ".join(journal.devices),
     }
 
 

@@ -73,6 +73,7 @@ class Journal:
     scratch: Path | None = None  # where large temporary files may go
     passes: Passes = field(default_factory=Passes)  # of the run, kept beside every state, as is
     memory: Memory = field(default_factory=Memory)
+    devices: list[str] = field(default_factory=list)  # that the run has been on, by name
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)

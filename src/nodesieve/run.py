@@ -200,7 +200,7 @@ class RunJournal(Journal):
     def save(self, state: State, *, part: str = SCORING) -> None:
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak()}
+            numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak(), "devices": self.devices}
             save_file(tensors, scratch, metadata={"numbers": json.dumps(numbers)})
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
@@ -217,6 +217,7 @@ class RunJournal(Journal):
             raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
         self.passes.raise_to(numbers.pop("passes"))
         self.memory.before = max(self.memory.before, numbers.pop("peak_memory_bytes", 0))
+        self.devices = list(dict.fromkeys([*numbers.pop("devices", []), *self.devices]))
         if part != SCORING:
             return State(tensors=tensors, numbers=numbers)
         self.history = [row for row in _history_of(self.directory) if row["step"] <= numbers["step"]]
