@@ -72,31 +72,33 @@ PARTS = ("compare", "controls", "within", "variants")
 CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
 DRAWS = 5
 BUDGET = 0.25
+CPU = "cpu"  # as runs name it, the first of which named no device
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/claims")], help="the first for what is run, all for what is collected")
     parser.add_argument("--only", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
+    runs = options.runs[0]
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
-            nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", options.runs / task)
+            nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", runs / task)
         if "controls" in options.parts and CONTROLLED in options.methods:
             for seed in range(options.seeds):
-                nodesieve("evaluate", options.runs / task / f"{CONTROLLED}-{seed}", "--controls")
+                nodesieve("evaluate", runs / task / f"{CONTROLLED}-{seed}", "--controls")
         if "within" in options.parts:
             for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
-                within(options.runs / task, task, method, seed)
+                within(runs / task, task, method, seed)
         if "variants" in options.parts and task == "ioi":
             for name, changed in VARIANTS.items():
-                variant(options.runs / task, name, changed)
+                variant(runs / task, name, changed)
     before = read_json(RESULTS) if RESULTS.is_file() else {}
-    result = {"machine": machine(), **joined(before, collected(options.runs))}
+    result = {"machine": machine(), **joined(before, *map(collected, options.runs))}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     fill(PAGE, markdown(result))
 
@@ -155,7 +157,11 @@ def collected(runs: Path) -> dict[str, Any]:
     tasks, beside, inside = {}, [], []
     for task in TASKS:
         found = [made for method in METHODS for made in finished(runs / task, f"{method}-[0-9]")]
-        rows = [row(run, read_json(place / CURVE)) for place, run in found if (place / CURVE).is_file()]
+        rows = [
+            {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU), "versions": run.description["versions"]}
+            for place, run in found
+            if (place / CURVE).is_file()
+        ]
         if rows:
             tasks[task] = rows
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
@@ -178,24 +184,36 @@ def collected(runs: Path) -> dict[str, Any]:
                     }
                 )
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]
-    described = [run.description["versions"] for _, run in finished(runs / "ioi", "*")]
-    return {"versions": described[0] if described else {}, "tasks": tasks, "controls": beside, "within": inside, "variants": variants}
+    here = [one["versions"] for rows in tasks.values() for one in rows if on_cpu(one)]
+    return {"versions": here[-1] if here else {}, "tasks": tasks, "controls": beside, "within": inside, "variants": variants}
 
 
-def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What was measured now, and of what was measured before the rest."""
+def on_cpu(one: dict[str, Any]) -> bool:
+    return bool(one["device"] == CPU)
 
-    def rows(old: list[dict[str, Any]], new: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
-        found = {tuple(row[name] for name in names): row for row in [*old, *new]}
-        return [found[key] for key in sorted(found, key=lambda key: [ORDER.get(part, part) for part in key])]
 
-    old, new = before.get("tasks", {}), now["tasks"]
+def cost_on_cpu(one: dict[str, Any]) -> dict[str, Any]:
+    """A row whose seconds and memory may stand beside those of runs on a CPU: none where it was on a GPU."""
+    return one if on_cpu(one) else {**one, **dict.fromkeys(("seconds", "polish_seconds", "peak_memory_bytes"))}
+
+
+def joined(*parts: dict[str, Any]) -> dict[str, Any]:
+    """All that was measured; of what was measured twice, what stands in a later part."""
+
+    def rows(found: list[list[dict[str, Any]]], *names: str) -> list[dict[str, Any]]:
+        kept = {tuple(row[name] for name in names): row for some in found for row in some}
+        return [kept[key] for key in sorted(kept, key=lambda key: [ORDER.get(part, part) for part in key])]
+
+    def all_of(part: str) -> list[list[dict[str, Any]]]:
+        return [one.get(part, []) for one in parts]
+
+    tasks = {task: rows([one.get("tasks", {}).get(task, []) for one in parts], "method", "seed", "device") for task in TASKS}
     return {
-        "versions": now["versions"] or before.get("versions", {}),
-        "tasks": {task: rows(old.get(task, []), new.get(task, []), "method", "seed") for task in TASKS if task in old or task in new},
-        "controls": rows(before.get("controls", []), now["controls"], "task", "seed"),
-        "within": rows(before.get("within", []), now["within"], "task", "method", "seed"),
-        "variants": rows(before.get("variants", []), now["variants"], "name"),
+        "versions": next((one["versions"] for one in reversed(parts) if one.get("versions")), {}),
+        "tasks": {task: found for task, found in tasks.items() if found},
+        "controls": rows(all_of("controls"), "task", "seed"),
+        "within": rows(all_of("within"), "task", "method", "seed"),
+        "variants": rows(all_of("variants"), "name"),
     }
 
 
@@ -226,7 +244,7 @@ def markdown(result: dict[str, Any]) -> str:
     for task, rows in result["tasks"].items():
         seeds = sorted({one["seed"] for one in rows})
         parts += [f"### {task}", ""]
-        for title, (headings, *lines) in tables(rows).items():
+        for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
             parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
         parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows, seeds), ""]
     if result["controls"]:
@@ -235,14 +253,33 @@ def markdown(result: dict[str, Any]) -> str:
         parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
     if result["variants"]:
         parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
+    elsewhere = [one for rows in result["tasks"].values() for one in rows if not on_cpu(one)]
+    if elsewhere:
+        parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
 
 
+def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What the runs cost that were on a GPU, or for a part of the way."""
+    lines = [
+        [
+            *(task, one["method"], str(one["seed"]), one["device"], f"{one['seconds']:,.0f} + {one['polish_seconds'] or 0:,.0f}"),
+            f"{one['peak_memory_bytes'] / 1e9:.2f}",
+        ]
+        for task, rows in tasks.items()
+        for one in rows
+        if not on_cpu(one)
+    ]
+    return table(["task", "method", "seed", "device", "s", "GB"], lines)
+
+
 def by_seed(rows: list[dict[str, Any]], seeds: list[int]) -> list[str]:
-    """A line a method: size and test KL of each seed's circuit."""
-    found = {(one["method"], one["seed"]): f"{one['size']:.1%} ({one['test']['kl']:.3f})" for one in rows}
+    """A line a method: size and test KL of each seed's circuit, on a GPU after that on a CPU."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for one in rows:
+        found.setdefault((one["method"], one["seed"]), []).append(f"{one['size']:.1%} ({one['test']['kl']:.3f})")
     methods = dict.fromkeys(one["method"] for one in rows)
-    lines = [[method, *(found.get((method, seed), "-") for seed in seeds)] for method in methods]
+    lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
     return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
 
 

@@ -96,7 +96,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"method": method, "runs": len(own), "met": sum(row["met"] for row in own)}
         line |= {level: mean(row["nodes"][level]["kept"] for row in own) for level in own[0]["nodes"]}
         line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
-        for name in ("unpolished", "polish_seconds"):
+        for name in ("unpolished", "polish_seconds", "seconds", "peak_memory_bytes"):
             values = [row[name] for row in own if row[name] is not None]
             line[name] = mean(values) if values else None
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
@@ -108,7 +108,6 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             point["share"]: mean(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
             for place, point in enumerate(own[0]["curve"]["leaves"]["points"])
         }
-        line |= {"seconds": mean(row["seconds"] for row in own), "peak_memory_bytes": mean(row["peak_memory_bytes"] for row in own)}
         line |= {f"{way}_passes": mean(row["passes"][way] for row in own) for way in ("forward", "backward")}
         lines.append(line)
     return lines
@@ -128,8 +127,8 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "unpolished": lambda line: "-" if line["unpolished"] is None else f"{100 * line['unpolished']:.1f}%",
         "parameters": lambda line: f"{100 * line['parameters']:.1f}%",
         "test KL": lambda line: f"{line['kl']:.3f}",
-        "s": lambda line: f"{line['seconds']:,.0f}" + ("" if line["polish_seconds"] is None else f" + {line['polish_seconds']:,.0f}"),
-        "GB": lambda line: f"{line['peak_memory_bytes'] / 1e9:.2f}",
+        "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
+        "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",
         "passes": lambda line: f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
     },
     "as a ranking": {
