@@ -10,6 +10,7 @@ Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, fin
     python benchmarks/claims/claims.py                      # everything: some 30 hours on 2 cores
     python benchmarks/claims/claims.py --only ioi --seeds 1 # a part
     python benchmarks/claims/claims.py --collect            # run nothing, fill the page with what is there
+    python benchmarks/claims/claims.py --collect --runs runs/claims runs/claims-gpu  # of the same seeds on two machines
 
 What is in the results file and not in --runs stays, since the runs take days and more than one machine; delete the file to begin anew.
 """
@@ -193,8 +194,8 @@ def on_cpu(one: dict[str, Any]) -> bool:
 
 
 def cost_on_cpu(one: dict[str, Any]) -> dict[str, Any]:
-    """A row whose seconds and memory may stand beside those of runs on a CPU: none where it was on a GPU."""
-    return one if on_cpu(one) else {**one, **dict.fromkeys(("seconds", "polish_seconds", "peak_memory_bytes"))}
+    """A row whose cost may stand beside that of runs on a CPU: none where it was on a GPU, where corrupted prompts are read anew, too."""
+    return one if on_cpu(one) else {**one, **dict.fromkeys(("seconds", "polish_seconds", "peak_memory_bytes", "passes"))}
 
 
 def joined(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -274,10 +275,11 @@ def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def by_seed(rows: list[dict[str, Any]], seeds: list[int]) -> list[str]:
-    """A line a method: size and test KL of each seed's circuit, on a GPU after that on a CPU."""
+    """A line a method: size and test KL of each seed's circuit."""
     found: dict[tuple[str, int], list[str]] = {}
     for one in rows:
-        found.setdefault((one["method"], one["seed"]), []).append(f"{one['size']:.1%} ({one['test']['kl']:.3f})")
+        made = f"{one['size']:.1%} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
+        found.setdefault((one["method"], one["seed"]), []).append(made)
     methods = dict.fromkeys(one["method"] for one in rows)
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
     return table(["method", *(f"seed {seed}" for seed in seeds)], lines)

@@ -108,7 +108,9 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             point["share"]: mean(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
             for place, point in enumerate(own[0]["curve"]["leaves"]["points"])
         }
-        line |= {f"{way}_passes": mean(row["passes"][way] for row in own) for way in ("forward", "backward")}
+        for way in ("forward", "backward"):
+            values = [row["passes"][way] for row in own if row["passes"] is not None]
+            line[f"{way}_passes"] = mean(values) if values else None
         lines.append(line)
     return lines
 
@@ -129,7 +131,7 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "test KL": lambda line: f"{line['kl']:.3f}",
         "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
         "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",
-        "passes": lambda line: f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
+        "passes": lambda line: "-" if line["forward_passes"] is None else f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
     },
     "as a ranking": {
         "method": lambda line: line["method"],
