@@ -246,6 +246,8 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 3: expected a token id under 'correct_idx', got 'one'"),
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
         ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
+        ('clean,corrupted,"answer,distractor\na,b,x,"\n', r"got 'clean', 'corrupted', 'answer,distractor\\na,b,x,'$"),
+        ('clean,corrupted,"' + 50 * "answer\n" + '"\n', r"got 'clean', .{185,195}\.\.\.$"),
         ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
         ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
         ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),

@@ -245,6 +245,7 @@ def _skip(text: str, place: int) -> int:
 
 # CSV with token ids (EAP-IG) or text
 
+SHOWN = 200  # characters of a header that is refused
 CSV_COLUMNS = (("correct_idx", "incorrect_idx"), ("clean_answer_idx", "corrupted_answer_idx"), ("answer", "distractor"), ("answers", "distractors"))
 
 
@@ -254,7 +255,9 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
         header = list(reader.fieldnames or ())
         pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)
         if pair is None:
-            raise UserError(f"{path}, line 1: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {', '.join(header)}")
+            got = ", ".join(map(repr, header))  # a quote out of place makes the lines below it part of a column's name
+            shown = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
+            raise UserError(f"{path}, line 1: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {shown}")
         good, bad = pair
         for record in reader:
             at = f"{path}, line {reader.line_num}"
