@@ -45,9 +45,8 @@ class Cache:
         self._problem, self._split = problem, split
         nodes = problem.nodes
         self._dtype = torch.float16 if problem.model.model.dtype == torch.float16 else torch.bfloat16
-        widths = {"heads": nodes.heads * nodes.head_dim, "attention_write": nodes.width, "neurons": nodes.neurons, "mlp_write": nodes.width}
-        self._widths = [widths[place] for place in LAYER_PLACES]
-        self._vocabulary: int = problem.model.model.get_output_embeddings().weight.shape[0]
+        self._widths = [nodes.place_widths[place] for place in LAYER_PLACES]
+        self._vocabulary = problem.model.vocabulary
         answer_bytes = len(split) * self._answer_bytes if answers else 0
         self._starts, end = [], answer_bytes
         for example in split.examples:

@@ -6,7 +6,7 @@ there is not made again. `size_curve.json` beside it says how circuits of ten si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -97,8 +97,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line |= {level: mean(row["nodes"][level]["kept"] for row in own) for level in own[0]["nodes"]}
         line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
         for name in ("unpolished", "polish_seconds", "seconds", "peak_memory_bytes"):
-            values = [row[name] for row in own if row[name] is not None]
-            line[name] = mean(values) if values else None
+            line[name] = _mean_of_known(row[name] for row in own)
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
         for unit in ("parts", "leaves"):
             for area in ("cpr", "cmd", "compactness"):
@@ -108,11 +107,14 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             point["share"]: mean(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
             for place, point in enumerate(own[0]["curve"]["leaves"]["points"])
         }
-        for way in ("forward", "backward"):
-            values = [row["passes"][way] for row in own if row["passes"] is not None]
-            line[f"{way}_passes"] = mean(values) if values else None
+        line |= {f"{way}_passes": _mean_of_known(row["passes"] and row["passes"][way] for row in own) for way in ("forward", "backward")}
         lines.append(line)
     return lines
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 # title -> heading -> the cell, from a line of `means`

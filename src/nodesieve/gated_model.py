@@ -61,6 +61,11 @@ class GatedModel:
         return self.architecture.nodes
 
     @property
+    def vocabulary(self) -> int:
+        """How many logits a position has, those that no token of the tokenizer stands for included."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.model.device)
 
@@ -266,8 +271,7 @@ class GatedModel:
         return False
 
     def _random_tokens(self, seed: int) -> Tokens:
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        ids = torch.randint(min(5, vocabulary - 1), vocabulary, (2, 8), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        ids = torch.randint(min(5, self.vocabulary - 1), self.vocabulary, (2, 8), generator=torch.Generator().manual_seed(seed)).to(self.device)
         mask = torch.ones_like(ids)
         mask[0, 0] = 0
         return Tokens(input_ids=ids, attention_mask=mask)

@@ -61,6 +61,11 @@ class NodeSpace:
         """The levels that this model has."""
         return tuple(level for level in LEVELS if self.count(level))
 
+    @property
+    def place_widths(self) -> dict[str, int]:
+        """How many entries each place of a layer has, by its name in `nodesieve.ablations.Activations`; experts have none of their own."""
+        return {"heads": self.heads * self.head_dim, "attention_write": self.width, "neurons": self.neurons, "mlp_write": self.width}
+
     def name(self, level: str, index: tuple[int, ...]) -> str:
         """Canonical name of a node: `head_dim.5.3.12`, or plainly `embedding`."""
         return level if level == "embedding" else ".".join([level, *map(str, index)])

@@ -188,10 +188,9 @@ def _measured_at_once(model: GatedModel, task: EncodedTask, config: DiscoverConf
     least = MEASURED * config.batch_size
     if model.device.type != "cuda":
         return least
-    nodes, longest = model.nodes, max(len(example.clean) for split in task.splits.values() for example in split.examples)
-    widest = longest * max(nodes.heads * nodes.head_dim, nodes.neurons, nodes.width) * model.model.dtype.itemsize
-    logits: int = model.model.get_output_embeddings().weight.shape[0] * torch.float32.itemsize
-    most: int = WIDEST // max(widest, logits)
+    longest = max(len(example.clean) for split in task.splits.values() for example in split.examples)
+    of_a_place = longest * max(model.nodes.place_widths.values()) * model.model.dtype.itemsize
+    most: int = WIDEST // max(of_a_place, model.vocabulary * torch.float32.itemsize)
     return max(least, most)
 
 

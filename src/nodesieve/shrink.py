@@ -92,18 +92,16 @@ class Shrunk:
         device = self._places[0].attention_projection.get_parameter("weight").device
         for number, places in enumerate(self._places):
             possible = cutter.heads is not None and places.attention_write is places.attention_projection
-            heads = _kept(live_heads[number], most) if possible else None
+            heads = _kept(live_heads[number], most, device) if possible else None
             # Each head would get keys and values of its own: from here on that costs more than it saves.
             if heads is not None and 2 * len(heads) >= nodes.heads + groups:
                 heads = None
-            heads = None if heads is None else heads.to(device)
             self._heads.append(heads)
             self._groups.append(None if heads is None else heads // (nodes.heads // groups))
             self.live["heads"].append(None if heads is None else _spread(heads, nodes.head_dim))
             possible = cutter.neurons and places.mlp_projection is not None and places.mlp_write is places.mlp_projection
             multiple = MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1
-            neurons = _kept(live_neurons[number], most, multiple=multiple) if possible else None
-            self.live["neurons"].append(None if neurons is None else neurons.to(device))
+            self.live["neurons"].append(_kept(live_neurons[number], most, device, multiple=multiple) if possible else None)
         self._swaps = [self._cut(number) for number in range(nodes.layers)] if keep else None
 
     def _cut(self, number: int) -> list[_Swap]:
@@ -167,12 +165,13 @@ class _Swap:
             self.module.__dict__.update(attributes)
 
 
-def _kept(live: Tensor, most: float, *, multiple: int = 1) -> Tensor | None:
-    """The live entries, and as many others as make their number a multiple, one at least; None where that is more than a share of `most`."""
+def _kept(live: Tensor, most: float, device: torch.device, *, multiple: int = 1) -> Tensor | None:
+    """The live entries, and as many others as make their number a multiple, one at least, on `device`; None where that is more than a share of
+    `most`."""
     wanted = max(1, -(-int(live.sum()) // multiple)) * multiple
     if wanted > most * len(live):
         return None
-    return live.int().argsort(descending=True, stable=True)[:wanted].sort().values
+    return live.int().argsort(descending=True, stable=True)[:wanted].sort().values.to(device)
 
 
 def _rows(module: nn.Module, rows: Tensor) -> _Swap:
