@@ -93,6 +93,8 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0
     assert (out / "random-0" / "metrics.json").stat().st_mtime_ns == made
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 2
+    assert nodesieve(*command[:-1], tmp_path / "open", "--methods", "random", "--levels", "head,mlp_neuron") == 0
+    assert ns.load_run(tmp_path / "open" / "random-0").scores.levels == ("head", "mlp_neuron")
     assert nodesieve(*command, "--methods", "random", "--polish") == 2
     assert "polish = True" in capsys.readouterr().err
     assert nodesieve(*command[:3], "--task", "nope", "--methods", "random", "--out", tmp_path / "refused") == 2

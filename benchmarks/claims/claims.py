@@ -3,11 +3,12 @@
 Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
 
 - `TASK/METHOD-SEED`: every method of PLAN through the same selection at a KL budget of 0.25 (claims i and iii);
+- `TASK/outputs-open/METHOD-SEED`: those of OUTPUTS_OPEN_PLAN again with no gates on MLP outputs, which `size` does not count (claim i);
 - `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
 - `nodesieve evaluate --controls` of the sieve's circuits: random circuits, the complement, partly ablated complements, parts closed alone;
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
 
-    python benchmarks/claims/claims.py                      # everything: some 30 hours on 2 cores
+    python benchmarks/claims/claims.py                      # everything: some 40 hours on 2 cores
     python benchmarks/claims/claims.py --only ioi --seeds 1 # a part
     python benchmarks/claims/claims.py --collect            # run nothing, fill the page with what is there
     python benchmarks/claims/claims.py --collect --runs runs/claims runs/claims-gpu  # of the same seeds on two machines
@@ -21,7 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,7 +36,7 @@ from nodesieve.compare import CURVE, row, tables
 from nodesieve.controls import ABLATED_WITH, controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import DEFAULT_LEVELS, LEAVES
 from nodesieve.models import model_of
 from nodesieve.run import Run, read_json
 from nodesieve.tasks.load import task_of
@@ -52,13 +53,22 @@ METHODS = (
     *("sieve", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
     *("activation_difference", "weight_magnitude", "random"),
 )
+OUTPUTS_OPEN_PLAN = ("sieve", "fisher", "gate_gradient_ig")
+OUTPUTS_OPEN = "outputs-open"
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 SHORT = 160
+
+
+def without(level: str) -> list[str]:
+    """The usual levels but one."""
+    return [other for other in DEFAULT_LEVELS if other != level]
+
+
 LEARNED = {"method": "multigranular"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{
-        f"without {level}": {"levels": [other for other in LEVELS if other not in (level, "embedding", "expert")]}
+        f"without {level}": {"levels": without(level)}
         for level in ("layer", "attention_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_output")
     },
     "learned gates": LEARNED,
@@ -69,7 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned gates, controller target_size at 0.5": {**LEARNED, "controller": "target_size", "target_size": 0.5},
 }
 ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
-PARTS = ("compare", "controls", "within", "variants")
+PARTS = ("compare", OUTPUTS_OPEN, "controls", "within", "variants")
 CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
 DRAWS = 5
 BUDGET = 0.25
@@ -88,7 +98,10 @@ def main() -> None:
     runs = options.runs[0]
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
-            nodesieve("compare", "--task", task, "--methods", ",".join(options.methods), "--seeds", options.seeds, "--out", runs / task)
+            compared(runs / task, task, options.methods, options.seeds)
+        few = [method for method in OUTPUTS_OPEN_PLAN if method in options.methods]
+        if OUTPUTS_OPEN in options.parts and few:
+            compared(runs / task / OUTPUTS_OPEN, task, few, options.seeds, "--levels", ",".join(without("mlp_output")))
         if "controls" in options.parts and CONTROLLED in options.methods:
             for seed in range(options.seeds):
                 nodesieve("evaluate", runs / task / f"{CONTROLLED}-{seed}", "--controls")
@@ -107,6 +120,10 @@ def main() -> None:
 def nodesieve(*arguments: Any) -> None:
     print("$ nodesieve", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", "nodesieve", *map(str, arguments)], check=True)
+
+
+def compared(out: Path, task: str, methods: Sequence[str], seeds: int, *flags: Any) -> None:
+    nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *flags, "--out", out)
 
 
 def discovered(out: Path, *flags: Any) -> None:
@@ -155,16 +172,9 @@ def slug(name: str) -> str:
 
 
 def collected(runs: Path) -> dict[str, Any]:
-    tasks, beside, inside = {}, [], []
+    tasks, outputs_open, beside, inside = {}, {}, [], []
     for task in TASKS:
-        found = [made for method in METHODS for made in finished(runs / task, f"{method}-[0-9]")]
-        rows = [
-            {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU), "versions": run.description["versions"]}
-            for place, run in found
-            if (place / CURVE).is_file()
-        ]
-        if rows:
-            tasks[task] = rows
+        tasks[task], outputs_open[task] = rows_of(runs / task), rows_of(runs / task / OUTPUTS_OPEN)
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
             measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
             kept = read_json(measured) if measured.is_file() else {}
@@ -186,7 +196,24 @@ def collected(runs: Path) -> dict[str, Any]:
                 )
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]
     here = [one["versions"] for rows in tasks.values() for one in rows if on_cpu(one)]
-    return {"versions": here[-1] if here else {}, "tasks": tasks, "controls": beside, "within": inside, "variants": variants}
+    return {
+        "versions": here[-1] if here else {},
+        "tasks": tasks,
+        "outputs_open": outputs_open,
+        "controls": beside,
+        "within": inside,
+        "variants": variants,
+    }
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    """A row for each finished run of a comparison."""
+    return [
+        {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU), "versions": run.description["versions"]}
+        for method in METHODS
+        for place, run in finished(directory, f"{method}-[0-9]")
+        if (place / CURVE).is_file()
+    ]
 
 
 def on_cpu(one: dict[str, Any]) -> bool:
@@ -205,13 +232,17 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
         kept = {tuple(row[name] for name in names): row for some in found for row in some}
         return [kept[key] for key in sorted(kept, key=lambda key: [ORDER.get(part, part) for part in key])]
 
-    def all_of(part: str) -> list[list[dict[str, Any]]]:
-        return [one.get(part, []) for one in parts]
+    def all_of(part: str, nothing: Any = ()) -> list[Any]:
+        return [one.get(part, nothing) for one in parts]
 
-    tasks = {task: rows([one.get("tasks", {}).get(task, []) for one in parts], "method", "seed", "device") for task in TASKS}
+    def by_task(part: str) -> dict[str, list[dict[str, Any]]]:
+        found = {task: rows([some.get(task, []) for some in all_of(part, {})], "method", "seed", "device") for task in TASKS}
+        return {task: some for task, some in found.items() if some}
+
     return {
         "versions": next((one["versions"] for one in reversed(parts) if one.get("versions")), {}),
-        "tasks": {task: found for task, found in tasks.items() if found},
+        "tasks": by_task("tasks"),
+        "outputs_open": by_task("outputs_open"),
         "controls": rows(all_of("controls"), "task", "seed"),
         "within": rows(all_of("within"), "task", "method", "seed"),
         "variants": rows(all_of("variants"), "name"),
@@ -243,11 +274,13 @@ def brief(run: Run) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     parts: list[str] = []
     for task, rows in result["tasks"].items():
-        seeds = sorted({one["seed"] for one in rows})
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
             parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
-        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows, seeds), ""]
+        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows), ""]
+    for task, rows in result["outputs_open"].items():
+        headings, *lines = tables([cost_on_cpu(one) for one in rows])["smallest circuit"]
+        parts += [f"### {task}, MLP outputs left open", "", *table(headings, lines), "", *by_seed(rows), ""]
     if result["controls"]:
         parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
     if result["within"]:
@@ -274,13 +307,13 @@ def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
     return table(["task", "method", "seed", "device", "s", "GB"], lines)
 
 
-def by_seed(rows: list[dict[str, Any]], seeds: list[int]) -> list[str]:
+def by_seed(rows: list[dict[str, Any]]) -> list[str]:
     """A line a method: size and test KL of each seed's circuit."""
     found: dict[tuple[str, int], list[str]] = {}
     for one in rows:
         made = f"{one['size']:.1%} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
         found.setdefault((one["method"], one["seed"]), []).append(made)
-    methods = dict.fromkeys(one["method"] for one in rows)
+    methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
     return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
 

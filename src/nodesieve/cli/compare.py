@@ -19,6 +19,7 @@ from nodesieve.errors import UserError
 @click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
 @click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
+@click.option("--levels", help="levels that get gates, the same for every method, as for discover  [default: all but embedding]")
 @click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="directory for the runs and the comparison")
@@ -30,6 +31,7 @@ def command(
     methods: str,
     budget: float | None,
     seeds: int,
+    levels: str | None,
     polish: bool | None,
     config_file: Path | None,
     out: Path,
@@ -46,7 +48,7 @@ def command(
     unknown = [name for name in names if name not in choices(MethodName)]
     if unknown or not names:
         raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")
-    given = {"model": model, "task": task, "kl_budget": budget, "polish": polish}
+    given = {"model": model, "task": task, "kl_budget": budget, "levels": levels, "polish": polish}
     base = read_config(config_file).to_dict() if config_file else {}
     config = make_config({**base, **{name: value for name, value in given.items() if value is not None}})
     if out.exists() and not out.is_dir():
