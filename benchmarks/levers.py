@@ -73,7 +73,7 @@ def measure(name: str) -> dict[str, float]:
     ids = torch.randint(5, model.config.vocab_size, (2 * 16 * 11, 32), generator=torch.Generator().manual_seed(0))
     if BASE.get(name, name) == "half differs":
         ids[-32:, :16] = ids[:32, :16]
-    options = {"bfloat16": {"learning_dtype": "bfloat16"}, "gate noise": {"estimator": "pathwise"}}.get(name, {})
+    options: dict[str, Any] = {"bfloat16": {"learning_dtype": "bfloat16"}, "gate noise": {"estimator": "pathwise"}}.get(name, {})
     PATCHES.get(name, lambda: None)()
     before = reset_peak()
     history = learn(model, ids, batch=16, steps=11, mode=LEVERS[name][0], **options)

@@ -19,7 +19,7 @@ piecemeal; its size is given beside.
     python benchmarks/step.py                                      # GPT-2 small's shape, and SmolLM2-135M
     python benchmarks/step.py --quick --out step.json              # GPT-2 small's shape alone
     python benchmarks/step.py --config llama:hidden_size=512,num_hidden_layers=8
-    python benchmarks/step.py --record runs/circuits-ioi-0         # the run that `run` replays
+    python benchmarks/step.py --record runs/learned                # the run of `--method multigranular` that `run` replays
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
     model = build(model_name)
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (2 * batch * (steps + 2), length), generator=torch.Generator().manual_seed(0))
     before = reset_peak()
-    sizes = {"batch": batch, "steps": steps + 2}
+    steps += 2
     found: dict[str, float] = {}
     if mode in MODES[:2]:
-        time_of_step = statistics.median(plain(model, ids, **sizes, backward=mode == "reference")[2:])
+        time_of_step = statistics.median(plain(model, ids, batch=batch, steps=steps, backward=mode == "reference")[2:])
     elif mode == "run":
         recorded = json.loads(RECORDED.read_text("utf-8"))
-        histories = [learn(model, ids, **sizes, mode=mode, live=point) for point in recorded["points"]]
+        histories = [learn(model, ids, batch=batch, steps=steps, mode=mode, live=point) for point in recorded["points"]]
         of_points = [typical(history) for history in histories]
         found |= {f"time_at_{point['step']}": took for point, took in zip(recorded["points"], of_points, strict=True)}
         filling = min(seconds_by_step(histories[0])[:2]) - of_points[0]
@@ -125,7 +125,7 @@ def measure(model_name: str, mode: str, *, batch: int, length: int, steps: int) 
         found["share_of_steps_that_fill"] = config["train_size"] / (config["steps"] * config["batch_size"])
         time_of_step = statistics.mean(of_points) + found["share_of_steps_that_fill"] * filling
     else:
-        history = learn(model, ids, **sizes, mode=mode)
+        history = learn(model, ids, batch=batch, steps=steps, mode=mode)
         time_of_step = typical(history)
         found["cache_bytes"] = history[-1]["cache_bytes"]
     return {"time": time_of_step, "memory": float(peak() - before), **found}
@@ -199,7 +199,7 @@ class Beginning(Journal):
         super().__init__()
         self._state = state
 
-    def load(self) -> State | None:
+    def load(self, *, part: str = "") -> State | None:
         return self._state
 
 
@@ -208,10 +208,11 @@ def partly_dropped(config: Any, nodes: Any, live: dict[str, Any]) -> State:
     import torch
 
     from nodesieve.controllers import CONTROLLERS
-    from nodesieve.methods.multigranular import CLAMP, MOMENTS
+    from nodesieve.methods.adam import MOMENTS
+    from nodesieve.methods.multigranular import CLAMP
 
     generator = torch.Generator().manual_seed(0)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for level in config.levels:
         dropped = torch.zeros(nodes.shape(level), dtype=torch.bool)
         if level in live:

@@ -81,6 +81,7 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
         gate_level=open_gates,
         values_of=(loss_of(learner), log_p_of_a_drawn_token),
         index=range(len(problem.task["train"]))[:EXAMPLES],
+        generator=torch.Generator().manual_seed(run.config.seed),
         gates=run.circuit.gates(),
     )
     halves = {level: torch.zeros(2, *problem.nodes.shape(level)) for level in ASKED}

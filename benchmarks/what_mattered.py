@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from circuits import CURVES, HERE, call
-from machine import machine
+from machine import machine, versions
 from matplotlib.figure import Figure
 
 COMMON = (
@@ -49,17 +50,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("flags", nargs="*", help="after --: flags of nodesieve discover")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name, flags in VARIANTS.items():
         out = options.runs / f"what-mattered-{name.replace(' ', '-').replace(',', '')}-{options.seed}"
         if not (out / "metrics.json").is_file():
-            call("discover", *COMMON, "--seed", options.seed, "--out", out, "--overwrite", *flags, *options.flags)
+            call("discover", *COMMON, "--seed", options.seed, "--out", out, "--overwrite", *flags, *options.flags, threads=options.threads)
         rows = [json.loads(line) for line in (out / "history.jsonl").read_text("utf-8").splitlines()]
         looks = [{"step": row["step"], "open": row["open"], **row["validation"]} for row in rows if "validation" in row]
         found[name] = {"flags": [*COMMON, *flags, *options.flags], "looks": looks}
-    result = {"machine": machine(), "seed": int(options.seed), "variants": found}
+    result = {"machine": machine(), "versions": versions(), "seed": int(options.seed), "variants": found}
     (HERE / "results" / "what_mattered.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     draw(found, CURVES / "what-mattered.svg")
 

@@ -132,7 +132,7 @@ def truth(problem: Problem) -> LevelTensors:
     return found
 
 
-class TracrConfig(PretrainedConfig):
+class TracrConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "tracr"
 
 
@@ -146,12 +146,13 @@ def _model(about: dict[str, Any], tensors: dict[str, Tensor], *, vocabulary: int
         max_position_embeddings=len(tensors["position_embedding"]),
     )
     model = TracrForCausalLM(config)
+    layers: Any = model.model.layers
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.model.embed_tokens.weight[: len(tensors["token_embedding"])] = tensors["token_embedding"]
         model.model.embed_positions.weight.copy_(tensors["position_embedding"])
-        for number, layer in enumerate(model.model.layers):
+        for number, layer in enumerate(layers):
             modules = {"q": layer.self_attn.q_proj, "k": layer.self_attn.k_proj, "v": layer.self_attn.v_proj, "o": layer.self_attn.o_proj}
             for key, module in {**modules, "up": layer.mlp.up_proj, "down": layer.mlp.down_proj}.items():
                 module.weight.copy_(tensors[f"{number}.{key}.weight"])
@@ -166,7 +167,8 @@ def _model(about: dict[str, Any], tensors: dict[str, Tensor], *, vocabulary: int
             else:
                 model.lm_head.weight[row, about["output"][number]] = CATEGORICAL
                 model.lm_head.bias[row] = 0
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 class Attention(nn.Module):
@@ -183,7 +185,8 @@ class Attention(nn.Module):
         if self.causal:
             seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, -1e30).softmax(-1)
-        return self.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        written: Tensor = self.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        return written
 
 
 class MLP(nn.Module):
@@ -193,7 +196,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.up_proj(x).relu())
+        written: Tensor = self.down_proj(self.up_proj(x).relu())
+        return written
 
 
 class Layer(nn.Module):
@@ -203,7 +207,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.self_attn(x, mask)
-        return x + self.mlp(x)
+        written: Tensor = x + self.mlp(x)
+        return written
 
 
 class Decoder(nn.Module):
@@ -214,7 +219,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
 
-class TracrForCausalLM(PreTrainedModel):
+class TracrForCausalLM(PreTrainedModel):  # type: ignore[misc]
     """Modules are named as Llama's are."""
 
     config_class = TracrConfig

@@ -1,0 +1,95 @@
+"""The benchmark scripts go on running as the code beneath them changes: every way of measuring, on tiny models. Figures are not looked at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nodesieve as ns
+from command_line import nodesieve, quick_flags
+from conftest import tiny_model
+from nodesieve import gated_model, in_one
+from nodesieve.gated_model import GatedModel
+from nodesieve.gating import Gating
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+DOCS = BENCHMARKS.parent / "docs"
+sys.path += [str(BENCHMARKS / part) for part in ("", "claims", "tracr")]
+import circuits  # noqa: E402
+import claims  # noqa: E402
+import levers  # noqa: E402
+import recover  # noqa: E402
+import scaling  # noqa: E402
+import step  # noqa: E402
+import what_limits  # noqa: E402
+
+PAGES = [
+    (circuits, "circuits", DOCS / "results.md"),
+    (claims, "claims", DOCS / "claims.md"),
+    (what_limits, "what_limits", DOCS / "method.md"),
+    *((script, script.__name__, BENCHMARKS / "README.md") for script in (levers, scaling, step)),
+    (recover, "tracr", BENCHMARKS / "README.md"),
+]
+
+SHAPE = "llama:hidden_size=32,intermediate_size=48,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2,vocab_size=97"
+
+
+@pytest.mark.parametrize(("script", "results", "page"), PAGES, ids=[name for _, name, _ in PAGES])
+def test_pages_show_what_was_measured(script: Any, results: str, page: Path) -> None:
+    table = script.markdown(json.loads((BENCHMARKS / "results" / f"{results}.json").read_text("utf-8")))
+    assert table.strip() in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("mode", step.MODES)
+def test_every_step_can_be_measured(mode: str) -> None:
+    found = step.measure(SHAPE, mode, batch=2, length=8, steps=8)
+    assert found["time"] > 0
+    assert found["memory"] >= 0
+
+
+@pytest.mark.parametrize("name", levers.LEVERS)
+def test_every_lever_can_be_taken_away(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, attribute in (
+        *((GatedModel, attribute) for attribute in ("gated_logits_of_each", "start")),
+        *((Gating, "edit"), (gated_model, "is_gated"), (torch.optim, "Adam")),
+    ):
+        monkeypatch.setattr(owner, attribute, getattr(owner, attribute))  # put back after the test, whatever the lever sets
+    monkeypatch.setattr(in_one, "IN_ONE", dict(in_one.IN_ONE))
+    monkeypatch.setattr(levers, "build", lambda name: tiny_model("llama").requires_grad_(False))
+    assert levers.measure(name)["time"] > 0
+
+
+def test_a_run_can_be_recorded(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    flags = quick_flags(method="multigranular", steps=12, redraws=0, validation_size=32)
+    assert nodesieve("discover", "--model", model_directory, "--task", "ioi", *flags, "--out", run) == 0
+    monkeypatch.setattr(step, "RECORDED", tmp_path / "live.json")
+    step.record(run)
+    points = json.loads((tmp_path / "live.json").read_text())["points"]
+    assert len(points) == step.POINTS
+    assert all(0 <= share <= 1 for point in points for level, shares in point.items() if level != "step" for share in shares)
+
+
+def test_what_limits_a_circuit_can_be_asked(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert (
+        nodesieve("discover", "--model", model_directory, "--task", "ioi", *quick_flags(keep=0.5, redraws=0, validation_size=32), "--out", run) == 0
+    )
+    page = tmp_path / "page.md"
+    page.write_text("<!-- circuits -->\n<!-- end -->\n")
+    monkeypatch.setattr(what_limits, "RESULTS", tmp_path / "found.json")
+    monkeypatch.setattr(what_limits, "PAGE", page)
+    monkeypatch.setattr(what_limits, "EXAMPLES", 16)
+    monkeypatch.setattr("sys.argv", ["what_limits.py", str(run)])
+    what_limits.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    nothing, *others = found["opened"]
+    assert nothing["size"] == pytest.approx(ns.load_run(run).circuit.size)
+    assert all(row["size"] >= nothing["size"] for row in others)
+    assert {row["level"] for row in found["signal"]} == set(what_limits.ASKED)
+    assert "closed, by" in page.read_text()
