@@ -218,6 +218,8 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     assert nodesieve("evaluate", out, "--ablation", "zero", "--json") == 0
     zero = json.loads(capsys.readouterr().out.split("\n", 1)[1])
     assert zero["ablation"] == "zero"
+    assert nodesieve("evaluate", out, "--draws", "2") == 2
+    assert "--draws 2 expects --controls" in capsys.readouterr().err
     assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["circuit"]["test"]["kl"] != zero["circuit"]["test"]["kl"]

@@ -11,6 +11,9 @@ import click
 
 from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
 from nodesieve.config import AblationName, choices
+from nodesieve.errors import UserError
+
+DRAWS = 100
 
 
 @click.command("evaluate", short_help="Measure a run's circuit, on its own task or another.")
@@ -21,7 +24,7 @@ from nodesieve.config import AblationName, choices
 @click.option("--device", help="torch device; by default the run's own")
 @click.option("--ablation", type=click.Choice(choices(AblationName)), help="what closed nodes hold; by default as in the run")
 @click.option("--controls", "with_controls", is_flag=True, help="measure random, complementary and smaller circuits beside it; see docs/evidence.md")
-@click.option("--draws", default=100, show_default=True, type=click.IntRange(1), help="random circuits of each kind, for --controls")
+@click.option("--draws", type=click.IntRange(1), help=f"random circuits of each kind, for --controls  [default: {DRAWS}]")
 @trust_remote_code_option
 @click.option("--size-curve", "with_curve", is_flag=True, help="measure circuits of ten sizes cut from the run's scores; see docs/evidence.md")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -33,7 +36,7 @@ def command(
     device: str | None,
     ablation: Any,
     with_controls: bool,
-    draws: int,
+    draws: int | None,
     with_curve: bool,
     trust_remote_code: bool,
     as_json: bool,
@@ -50,6 +53,8 @@ def command(
     from nodesieve.size_curve import size_curve
     from nodesieve.tasks.load import task_of
 
+    if draws is not None and not with_controls:
+        raise UserError(f"--draws {draws} expects --controls, the random circuits of which it counts; add that, or leave it out")
     run = load_run(directory)
     if not run.metrics:
         print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
@@ -69,7 +74,7 @@ def command(
     if with_controls:
         path = controls_file(directory, task=name_of_examples(problem, split), split=split, ablation=problem.ablation_name)
         with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(f"what was measured is in {path}; "):
-            found = summary(controls_kept_in(path, run, problem, split=split, draws=draws, journal=journal))
+            found = summary(controls_kept_in(path, run, problem, split=split, draws=draws or DRAWS, journal=journal))
         shown["controls"] = found
         if not as_json:
             print_controls(found, title="other circuits, measured alike")
