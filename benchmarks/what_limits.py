@@ -26,7 +26,7 @@ from nodesieve.evaluation import problem_of
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
-from nodesieve.models import learning_dtype, model_of
+from nodesieve.models import model_of
 from nodesieve.problem import Problem
 from nodesieve.run import Run
 from nodesieve.tasks.load import task_of
@@ -71,7 +71,7 @@ def main() -> None:
 def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """At the circuit, gradients of the KL to the gates of nodes without children, means over each half of the examples (2, *shape(level)), and Fisher
     information, (*shape(level))."""
-    learner = problem.in_dtype(learning_dtype(run.config.learning_dtype, problem.model.model))
+    learner = problem.learner(run.config)
     passes = gate_gradients(
         learner,
         run.config,

@@ -45,6 +45,10 @@ def test_pages_show_what_was_measured(script: Any, results: str, page: Path) -> 
     assert table.strip() in page.read_text("utf-8")
 
 
+def test_the_budget_stands_in_the_page() -> None:
+    assert (BENCHMARKS / "results" / "budget.md").read_text("utf-8").strip() in (DOCS / "cost.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("mode", step.MODES)
 def test_every_step_can_be_measured(mode: str) -> None:
     found = step.measure(SHAPE, mode, batch=2, length=8, steps=8)

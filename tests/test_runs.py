@@ -6,6 +6,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import nodesieve as ns
 from command_line import QUICK
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
-from nodesieve import config, metrics
+from nodesieve import config, metrics, models
 from nodesieve.batches import Batch
 from nodesieve.config import MethodName, make_config
 from nodesieve.discovery import Interrupted
@@ -208,6 +209,17 @@ def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they
     learner.full_logits("validation")
     batch = problem.task["validation"].batch(range(4))
     torch.testing.assert_close(problem.model.logits(batch.clean), before[:4])  # bfloat16 is off by a hundredth
+
+
+@pytest.mark.parametrize(("options", "found"), [({}, "bfloat16"), ({"kl_budget": 0.001}, "float32"), ({"learning_dtype": "float16"}, "float16")])
+def test_gates_are_learned_in_bfloat16_where_the_machine_has_it_and_the_budget_is_not_fine(
+    options: dict[str, Any], found: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = make_config(options)
+    monkeypatch.setattr(models, "_has_bfloat16", lambda device: True)
+    assert models.learning_dtype(asked, loaded.model) == getattr(torch, found)
+    monkeypatch.setattr(models, "_has_bfloat16", lambda device: False)
+    assert models.learning_dtype(asked, loaded.model) == (torch.float32 if found == "bfloat16" else getattr(torch, found))
 
 
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:

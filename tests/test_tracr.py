@@ -51,7 +51,7 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("reverse", "sieve"),
+        *((name, "sieve") for name in PROGRAMS),
         ("reverse", "multigranular"),
         ("pattern", "multigranular"),
         ("sort", "fisher"),

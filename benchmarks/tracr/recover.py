@@ -100,7 +100,11 @@ def auroc(scores: Tensor, true: Tensor) -> float | None:
 
 def markdown(result: dict[str, Any]) -> str:
     """Over all programs: precision and recall over nodes, AUROC as a mean over programs."""
-    heads = ["method", "ablation", *(f"{level}: {what}" for level in FINE for what in ("precision", "recall", "AUROC", "precision, polished"))]
+    heads = [
+        "method",
+        "ablation",
+        *(f"{level}: {what}" for level in FINE for what in ("precision", "recall", "AUROC", "precision, polished", "recall, polished")),
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         for ablation in ABLATIONS:
@@ -112,6 +116,7 @@ def markdown(result: dict[str, Any]) -> str:
                 polished = [part["polished"] for part in parts]
                 cells += [share(parts, "right", "found"), share(parts, "right", "needed")]
                 cells += [f"{sum(areas) / len(areas):.2f}" if areas else "-", share(polished, "right", "found")]
+                cells += [share([{**of, "needed": part["needed"]} for of, part in zip(polished, parts, strict=True)], "right", "needed")]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", provenance(result)]) + "\n"
 

@@ -58,6 +58,7 @@ PER_LEVEL = {
 }
 
 
+FINE_BUDGET = 0.02  # nats: below this, what bfloat16 rounds away matters; SmolLM2's own KL from its copy is 0.001 to 0.002
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
 READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of
@@ -148,7 +149,8 @@ class DiscoverConfig:
     task_margin: float = Field(default=3.0, description="logit difference above which the task term is 0")
     learning_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="dtype of the copy that gates are learned on; auto: bfloat16 where the machine has it, else dtype; measuring is always in dtype",
+        description=f"dtype of the copy that gates are learned on; auto: bfloat16 where the machine has it and kl_budget is {FINE_BUDGET:g} or more, "
+        "else dtype; measuring is always in dtype",
     )
     drop_below: float = Field(
         default=0.0, description="every 20 steps, nodes whose log_alpha is below this are dropped for the rest of the run; -10: none ever is"

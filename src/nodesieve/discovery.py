@@ -21,7 +21,7 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.methods import METHODS
-from nodesieve.models import LoadedModel, device_name, learning_dtype
+from nodesieve.models import LoadedModel, device_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
 from nodesieve.run import Run, describe, load_run
@@ -144,7 +144,7 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
 
     if config.size is not None:
         return select_size(scores, measure, keep=config.size, budget=config.kl_budget)
-    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+    learner = problem.learner(config)
 
     def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
         return learner.looks(circuits, "validation", first=QUICK)

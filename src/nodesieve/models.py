@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from nodesieve.config import FINE_BUDGET
 from nodesieve.errors import UserError
 
 if TYPE_CHECKING:
@@ -262,12 +263,14 @@ class _Quiet:
             logging.enable_progress_bar()
 
 
-def learning_dtype(name: str, model: PreTrainedModel) -> torch.dtype:
-    """The dtype that `name` stands for; "auto" is bfloat16 for a float32 model on a machine with instructions for it, else the model's own."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
+def learning_dtype(config: DiscoverConfig, model: PreTrainedModel) -> torch.dtype:
+    """The dtype that `config.learning_dtype` stands for; "auto" is bfloat16 for a float32 model on a machine with instructions for it, where the KL
+    budget is not so small that rounding hides what nodes cost, else the model's own."""
+    if config.learning_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.learning_dtype)
         return dtype
-    return torch.bfloat16 if model.dtype == torch.float32 and _has_bfloat16(model.device) else model.dtype
+    rounded = model.dtype == torch.float32 and config.kl_budget >= FINE_BUDGET and _has_bfloat16(model.device)
+    return torch.bfloat16 if rounded else model.dtype
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -29,7 +29,6 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
-from nodesieve.models import learning_dtype
 from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
@@ -99,7 +98,7 @@ class _Polisher:
     def __init__(self, problem: Problem, selection: Selection, config: DiscoverConfig) -> None:
         self.problem, self.config, self.now = problem, config, selection
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
-        self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+        self.learner = problem.learner(config)
         self._selected = selection.circuit.fingerprint
 
     def go_through(self, stage: _Stage, journal: Journal, *, until: float) -> bool:

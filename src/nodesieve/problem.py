@@ -17,7 +17,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.metrics import kl_divergence, logit_difference
-from nodesieve.models import LoadedModel
+from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.shrink import Shrunk
 from nodesieve.tasks.base import SPLITS, SplitName, Task
@@ -72,6 +72,10 @@ class Problem:
             self._copies[dtype] = Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
             self._copies[dtype].remember = self.remember
         return self._copies[dtype]
+
+    def learner(self, config: DiscoverConfig) -> Problem:
+        """The same problem on the copy that `config` asks to learn and to look with."""
+        return self.in_dtype(learning_dtype(config, self.model.model))
 
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """What a circuit is to keep low, (B, V), (B, V) -> (B,): KL(full || circuit), or the user's loss."""

@@ -23,7 +23,6 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEVELS
-from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -69,7 +68,7 @@ def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
 class _Search:
     def __init__(self, problem: Problem, config: DiscoverConfig) -> None:
         self.nodes, self.config = problem.nodes, config
-        learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+        learner = problem.learner(config)
         self._learner = learner
         self._batches: list[tuple[Batch, Tensor, Activations]] = []
         for batch in learner.task["train"].batches(problem.batch_size, first=EXAMPLES):

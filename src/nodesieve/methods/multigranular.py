@@ -33,7 +33,6 @@ from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.methods.task_term import task_term
 from nodesieve.metrics import upper_bound
-from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -51,7 +50,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) ->
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
-    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+    learner = problem.learner(config)
     cache = training_cache(learner, config, journal.scratch)
     run = _Run(problem, learner, config)
     state = journal.load()

@@ -26,7 +26,6 @@ from nodesieve.journal import Journal, State
 from nodesieve.levels import LEAVES, LEVELS, above
 from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
-from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raised
@@ -39,7 +38,7 @@ SAVE_EVERY = 50
 
 def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Learn a ranking of the leaves for `config.steps` steps; resumable."""
-    learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+    learner = problem.learner(config)
     cache = training_cache(learner, config, journal.scratch)
     ranking = _Ranking(problem.nodes, config, problem.model.device)
     state = journal.load()

@@ -41,7 +41,6 @@ from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.asking import Asked, ask
 from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate, Prices
-from nodesieve.models import learning_dtype
 from nodesieve.nodes import LevelTensors, up_to
 from nodesieve.parts import NOTHING, cheapest_parts, less
 from nodesieve.problem import Problem
@@ -130,7 +129,7 @@ class _Sieve:
 
     def __init__(self, problem: Problem, config: DiscoverConfig, scratch: Path | None = None) -> None:
         self.problem, self.config, self.nodes = problem, config, problem.nodes
-        self.learner = problem.in_dtype(learning_dtype(config.learning_dtype, problem.model.model))
+        self.learner = problem.learner(config)
         self.cache = training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
         self.scored = tuple(levels)
