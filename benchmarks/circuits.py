@@ -23,6 +23,7 @@ from typing import Any
 from machine import machine, provenance
 
 from nodesieve import load_run
+from nodesieve.metrics import in_percent
 from nodesieve.report.plots import training_curves
 from nodesieve.run import read_json
 
@@ -156,8 +157,8 @@ def markdown(result: dict[str, Any]) -> str:
             entry["seed"],
             f"{metrics['budget']['kl']:g}",
             *[f"{metrics['nodes'][level]['kept']:,}" for level in LEVELS],
-            f"{100 * metrics['size']:.1f}%",
-            f"{100 * metrics['unpolished']['size']:.1f}%" if "unpolished" in metrics else "-",
+            in_percent(metrics["size"]),
+            in_percent(metrics["unpolished"]["size"]) if "unpolished" in metrics else "-",
             validation(metrics),
             f"{own['kl']:.3f}",
             f"{other['kl']:.3f}" if other else "",

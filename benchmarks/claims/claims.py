@@ -37,6 +37,7 @@ from nodesieve.controls import ABLATED_WITH, controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import DEFAULT_LEVELS, LEAVES
+from nodesieve.metrics import in_percent
 from nodesieve.models import model_of
 from nodesieve.run import Run, read_json
 from nodesieve.tasks.load import task_of
@@ -311,7 +312,7 @@ def by_seed(rows: list[dict[str, Any]]) -> list[str]:
     """A line a method: size and test KL of each seed's circuit."""
     found: dict[tuple[str, int], list[str]] = {}
     for one in rows:
-        made = f"{one['size']:.1%} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
+        made = f"{in_percent(one['size'])} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
         found.setdefault((one["method"], one["seed"]), []).append(made)
     methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
@@ -333,7 +334,7 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
         own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
         lines.append(
             [
-                *(entry["task"], str(entry["seed"]), f"{entry['size']:.1%}", f"{own:.3f}", *drawn, f"{complement:.2f}"),
+                *(entry["task"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
                 *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
                 f"{alone['free']} of {alone['count']}",
             ]
@@ -353,9 +354,9 @@ def inside(rows: list[dict[str, Any]]) -> list[str]:
                 entry["method"],
                 str(entry["seed"]),
                 f"{outer['nodes']['head']} / {outer['nodes']['mlp_block']}",
-                f"{outer['size']:.1%}",
-                *(f"{gone[level]:.1%}" for level in gone),
-                f"{inner['size']:.1%}",
+                in_percent(outer["size"]),
+                *(in_percent(gone[level]) for level in gone),
+                in_percent(inner["size"]),
                 f"{outer['kl']:.3f}",
                 f"{inner['kl']:.3f}",
                 "-" if entry["random_kl"] is None else f"{mean(entry['random_kl']):.2f}",
@@ -382,7 +383,7 @@ def changed(rows: list[dict[str, Any]]) -> list[str]:
             entry["name"],
             "yes" if entry["met"] else "no",
             *(f"{entry['nodes'][level]:,}" for level in ("head", "head_dim", "mlp_neuron", "mlp_output")),
-            f"{entry['size']:.1%}",
+            in_percent(entry["size"]),
             f"{entry['validation_kl']:.3f}",
             f"{entry['kl']:.3f}",
         ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from nodesieve.config import DiscoverConfig, MethodName
 from nodesieve.evaluation import problem_of
+from nodesieve.metrics import in_percent
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import Run, load_run, read_json, versions, write_json
 from nodesieve.size_curve import size_curve
@@ -127,9 +128,9 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "dims": lambda line: f"{line['head_dim']:,.0f}",
         "neurons": lambda line: f"{line.get('mlp_neuron', 0) + line.get('expert', 0):,.0f}",
         "outputs": lambda line: f"{line['mlp_output']:,.0f}",
-        "size": lambda line: f"{100 * line['size']:.1f}%",
-        "unpolished": lambda line: "-" if line["unpolished"] is None else f"{100 * line['unpolished']:.1f}%",
-        "parameters": lambda line: f"{100 * line['parameters']:.1f}%",
+        "size": lambda line: in_percent(line["size"]),
+        "unpolished": lambda line: "-" if line["unpolished"] is None else in_percent(line["unpolished"]),
+        "parameters": lambda line: in_percent(line["parameters"]),
         "test KL": lambda line: f"{line['kl']:.3f}",
         "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
         "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",

@@ -11,6 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from rich.table import Column, Table
 
 from nodesieve.compare import tables as comparison_tables
+from nodesieve.metrics import in_percent
 from nodesieve.run import RunJournal
 
 if TYPE_CHECKING:
@@ -86,16 +87,16 @@ def print_summary(run: Run) -> None:
     for heading in ("level", "kept", "of", "share"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
     for level, part in metrics["nodes"].items():
-        table.add_row(level, f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
+        table.add_row(level, f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
     part = metrics["parameters"]
-    table.add_row("parameters", f"{part['kept']:,}", f"{part['total']:,}", f"{100 * part['kept'] / part['total']:.1f}%")
+    table.add_row("parameters", f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
     _show(table)
     budget = metrics["budget"]
     verdict = "met" if budget["met"] else "NOT met"
     if "unpolished" in metrics:
         before = metrics["unpolished"]
         console.print(
-            f"polished: {100 * metrics['size']:.1f}% of the leaves, {100 * before['size']:.1f}% before, {before['seconds']:.0f} s", highlight=False
+            f"polished: {in_percent(metrics['size'])} of the leaves, {in_percent(before['size'])} before, {before['seconds']:.0f} s", highlight=False
         )
     console.print(
         f"KL budget {budget['kl']:g}: {verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
@@ -192,7 +193,7 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
     for level in nodes.levels:
         without = Circuit.of({**everything.masks, level: torch.zeros_like(everything.masks[level])}, nodes)
         count = count_parameters(without, architecture)
-        share = "" if level == "embedding" else f"{100 * (1 - count.kept / count.total):.1f}%"
+        share = "" if level == "embedding" else in_percent(1 - count.kept / count.total)
         table.add_row(level, " x ".join(map(str, nodes.shape(level))), f"{nodes.count(level):,}", share)
     _show(table)
 

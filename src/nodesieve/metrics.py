@@ -14,6 +14,11 @@ from torch.nn import functional
 from nodesieve.batches import Batch
 
 
+def in_percent(share: float) -> str:
+    """A share as it is shown: one decimal, and two below 1%, where small circuits differ."""
+    return f"{100 * share:.{2 if 0 < share < 0.01 else 1}f}%"
+
+
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
     """KL(full || circuit) of each example in nats: logits (B, V), (B, V) -> (B,)."""
     log_p, log_q = functional.log_softmax(full, -1), functional.log_softmax(circuit, -1)

@@ -29,6 +29,7 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.metrics import in_percent
 from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
@@ -76,7 +77,7 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
             before = polisher.now.circuit
             if not polisher.go_through(stage, journal, until=began + limit):
                 break
-            journal.say(f"polishing: {100 * polisher.now.circuit.size:.1f}% of the leaves, validation KL {polisher.now.kl:.3f}")
+            journal.say(f"polishing: {in_percent(polisher.now.circuit.size)} of the leaves, validation KL {polisher.now.kl:.3f}")
             if stage.is_done(before, polisher.now.circuit):
                 break
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)

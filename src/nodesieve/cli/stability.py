@@ -24,6 +24,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
 
     from nodesieve.console import print_agreement, print_evaluation
     from nodesieve.evaluation import evaluate as measure
+    from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
     from nodesieve.run import load_run, write_json
     from nodesieve.stability import agreement, consensus, repeat
@@ -57,5 +58,5 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     else:
         print_agreement(found, title=f"{len(runs)} runs like {directory}")
         print_evaluation(
-            evaluation, title=f"nodes kept by at least {at_least} of {len(runs)} runs ({100 * shared.size:.1f}% of the leaves), test data"
+            evaluation, title=f"nodes kept by at least {at_least} of {len(runs)} runs ({in_percent(shared.size)} of the leaves), test data"
         )

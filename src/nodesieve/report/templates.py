@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from nodesieve.metrics import in_percent
+
 
 def template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("nodesieve", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, count=_count, share=_share)
+    environment.filters.update(number=_number, count=_count, share=_share, percent=in_percent)
     return environment.get_template(name)
 
 
@@ -22,4 +24,4 @@ def _count(value: int) -> str:
 
 
 def _share(part: dict[str, int]) -> str:
-    return f"{100 * part['kept'] / max(1, part['total']):.1f}%"
+    return in_percent(part["kept"] / max(1, part["total"]))
