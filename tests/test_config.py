@@ -127,6 +127,14 @@ def asked(problem: Problem, config: DiscoverConfig) -> Asked:
     return ask(problem, circuit, config, Journal(), levels=("head_dim", "mlp_neuron"), index=range(6), cache=cache)
 
 
+def test_a_loss_of_the_users_has_gradients_where_it_is_0() -> None:
+    problem, config = make_problem(), make_config({"batch_size": 3, "steps": 1, "learning_dtype": "float32"})
+    own = Problem(problem.model, problem.task, ablation="counterfactual", loss=lambda logits, batch: logits[:, 0] - logits[:, 0].detach())
+    found = asked(own, config)
+    assert found.loss == 0
+    assert all(x.abs().max() > 1e-3 for x in found.gradient.values())
+
+
 def test_the_sieve_asks_of_the_task_term_too() -> None:
     problem, config = make_problem(), make_config({"batch_size": 3, "steps": 1, "learning_dtype": "float32"})
     without, once, twice = (asked(problem, replace(config, task_weight=weight, task_margin=50.0)) for weight in (0.0, 0.1, 0.2))

@@ -77,6 +77,11 @@ class Problem:
         """The same problem on the copy that `config` asks to learn and to look with."""
         return self.in_dtype(learning_dtype(config, self.model.model))
 
+    @property
+    def keeps_kl_low(self) -> bool:
+        """Is what a circuit is to keep low the KL, which is never below 0? A loss of the user's may be."""
+        return self._loss is None
+
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """What a circuit is to keep low, (B, V), (B, V) -> (B,): KL(full || circuit), or the user's loss."""
         return kl_divergence(full, logits) if self._loss is None else self._loss(logits, batch)

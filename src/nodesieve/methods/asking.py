@@ -71,6 +71,6 @@ def ask(
             sums[1][level] += score[level].square().sum(0)
     gradients, squares = ({level: x.cpu() / len(index) for level, x in total.items()} for total in sums)
     lost = float(torch.cat(losses).mean())
-    if lost == 0:  # as low as it gets: what gradients there are is rounding, which may be far more than Fisher information of saturated answers
+    if lost == 0 and problem.keeps_kl_low:  # at its lowest, where gradients are rounding, though far above Fisher information of saturated answers
         gradients = {level: torch.zeros_like(x) for level, x in gradients.items()}
     return Asked(loss=lost, kl=float(torch.cat(kls).mean()), gradient=gradients, fisher=squares)
