@@ -26,6 +26,7 @@ from nodesieve.evaluation import problem_of
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
 from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.metrics import in_percent
 from nodesieve.models import model_of
 from nodesieve.problem import Problem
 from nodesieve.run import Run
@@ -138,11 +139,11 @@ def closed(problem: Problem, circuit: Circuit, gradient: dict[str, Tensor], fish
 def markdown(result: dict[str, Any]) -> str:
     run, half = result["run"], EXAMPLES // 2
     lines = [
-        f"Of the circuit of `{run['task']}`, seed {run['seed']}, with {100 * run['size']:.1f}% of the leaves; KL is the mean over validation data.",
+        f"Of the circuit of `{run['task']}`, seed {run['seed']}, with {in_percent(run['size'])} of the leaves; KL is the mean over validation data.",
         "",
         "| opened again | size | heads | KL |",
         "|---|---|---|---|",
-        *(f"| {row['opened']} | {100 * row['size']:.1f}% | {row['heads']} | {row['kl']:.3f} |" for row in result["opened"]),
+        *(f"| {row['opened']} | {in_percent(row['size'])} | {row['heads']} | {row['kl']:.3f} |" for row in result["opened"]),
         "",
         f"| level | nodes | signal in a gradient over {half} examples, share of the variance |",
         "|---|---|---|",

@@ -2,8 +2,8 @@
 
 Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
 
-- `TASK/METHOD-SEED`: every method of PLAN through the same selection at a KL budget of 0.25 (claims i and iii);
-- `TASK/outputs-open/METHOD-SEED`: those of OUTPUTS_OPEN_PLAN again with no gates on MLP outputs, which `size` does not count (claim i);
+- `TASK/METHOD-SEED`: every method of METHODS through the same selection at a KL budget of 0.25 (claims i and iii);
+- `TASK/outputs-open/METHOD-SEED`: those of WITH_OUTPUTS_OPEN again with no gates on MLP outputs, which `size` does not count (claim i);
 - `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
 - `nodesieve evaluate --controls` of the sieve's circuits: random circuits, the complement, partly ablated complements, parts closed alone;
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
@@ -54,7 +54,7 @@ METHODS = (
     *("sieve", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
     *("activation_difference", "weight_magnitude", "random"),
 )
-OUTPUTS_OPEN_PLAN = ("sieve", "fisher", "gate_gradient_ig")
+WITH_OUTPUTS_OPEN = ("sieve", "fisher", "gate_gradient_ig")
 OUTPUTS_OPEN = "outputs-open"
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 SHORT = 160
@@ -97,10 +97,10 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
     runs = options.runs[0]
+    few = [method for method in WITH_OUTPUTS_OPEN if method in options.methods]
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
             compared(runs / task, task, options.methods, options.seeds)
-        few = [method for method in OUTPUTS_OPEN_PLAN if method in options.methods]
         if OUTPUTS_OPEN in options.parts and few:
             compared(runs / task / OUTPUTS_OPEN, task, few, options.seeds, "--levels", ",".join(without("mlp_output")))
         if "controls" in options.parts and CONTROLLED in options.methods:

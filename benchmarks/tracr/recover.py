@@ -113,10 +113,10 @@ def markdown(result: dict[str, Any]) -> str:
             for level in FINE:
                 parts = [row["levels"][level] for row in rows]
                 areas = [part["auroc"] for part in parts if part["auroc"] is not None]
-                polished = [part["polished"] for part in parts]
+                polished = [{**part["polished"], "needed": part["needed"]} for part in parts]
                 cells += [share(parts, "right", "found"), share(parts, "right", "needed")]
-                cells += [f"{sum(areas) / len(areas):.2f}" if areas else "-", share(polished, "right", "found")]
-                cells += [share([{**of, "needed": part["needed"]} for of, part in zip(polished, parts, strict=True)], "right", "needed")]
+                cells += [f"{sum(areas) / len(areas):.2f}" if areas else "-"]
+                cells += [share(polished, "right", "found"), share(polished, "right", "needed")]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", provenance(result)]) + "\n"
 

@@ -59,6 +59,7 @@ PER_LEVEL = {
 
 
 FINE_BUDGET = 0.02  # nats: below this, what bfloat16 rounds away matters; SmolLM2's own KL from its copy is 0.001 to 0.002
+DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
 READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of

@@ -86,10 +86,8 @@ def print_summary(run: Run) -> None:
     table = Table(title="nodes kept", title_justify="left", box=None)
     for heading in ("level", "kept", "of", "share"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
-    for level, part in metrics["nodes"].items():
-        table.add_row(level, f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
-    part = metrics["parameters"]
-    table.add_row("parameters", f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
+    for name, part in {**metrics["nodes"], "parameters": metrics["parameters"]}.items():
+        table.add_row(name, f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
     _show(table)
     budget = metrics["budget"]
     verdict = "met" if budget["met"] else "NOT met"

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
+from nodesieve.config import DRAWS
 from nodesieve.errors import UserError
 from nodesieve.evaluation import measure_circuits
 from nodesieve.journal import Journal
@@ -49,7 +50,7 @@ class Control:
     make: Callable[[], Circuit]
 
 
-def controls(circuit: Circuit, scores: Scores, *, draws: int = 100, partial_draws: int = 32, seed: int = 0) -> Iterator[Control]:
+def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = 32, seed: int = 0) -> Iterator[Control]:
     """The circuit and all others that it is to be compared with; each is a function of the circuit, its name and the seed."""
     yield Control(group="circuit", name="circuit", make=lambda: circuit)
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
@@ -69,7 +70,7 @@ def run_controls(
     scores: Scores,
     *,
     split: SplitName = "test",
-    draws: int = 100,
+    draws: int = DRAWS,
     partial_draws: int = 32,
     seed: int = 0,
     done: Mapping[str, Mapping[str, Any]] | None = None,

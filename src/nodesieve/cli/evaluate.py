@@ -10,10 +10,8 @@ from typing import Any
 import click
 
 from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
-from nodesieve.config import AblationName, choices
+from nodesieve.config import DRAWS, AblationName, choices
 from nodesieve.errors import UserError
-
-DRAWS = 100
 
 
 @click.command("evaluate", short_help="Measure a run's circuit, on its own task or another.")
