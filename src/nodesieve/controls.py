@@ -38,6 +38,7 @@ from nodesieve.tasks.base import SplitName
 
 AT_ONCE = 8  # circuits that share a pass over the corrupted prompts
 ABLATED_WITH = (0.5, 0.75, 0.9)
+PARTIAL_DRAWS = 32  # for each of these probabilities
 DECILES = 10
 
 
@@ -50,7 +51,7 @@ class Control:
     make: Callable[[], Circuit]
 
 
-def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = 32, seed: int = 0) -> Iterator[Control]:
+def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = PARTIAL_DRAWS, seed: int = 0) -> Iterator[Control]:
     """The circuit and all others that it is to be compared with; each is a function of the circuit, its name and the seed."""
     yield Control(group="circuit", name="circuit", make=lambda: circuit)
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
@@ -71,7 +72,7 @@ def run_controls(
     *,
     split: SplitName = "test",
     draws: int = DRAWS,
-    partial_draws: int = 32,
+    partial_draws: int = PARTIAL_DRAWS,
     seed: int = 0,
     done: Mapping[str, Mapping[str, Any]] | None = None,
     save: Callable[[dict[str, dict[str, Any]]], None] = lambda found: None,
