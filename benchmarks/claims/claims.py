@@ -273,7 +273,7 @@ def brief(run: Run) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    parts: list[str] = []
+    parts = ["### Sizes, seed by seed", "", *at_a_glance(result), ""]
     for task, rows in result["tasks"].items():
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
@@ -292,6 +292,25 @@ def markdown(result: dict[str, Any]) -> str:
     if elsewhere:
         parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def at_a_glance(result: dict[str, Any]) -> list[str]:
+    """A line a method, a column a task: the share of leaves that each seed's circuit keeps; of a seed on two machines, that of the CPU."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for part, addition in (("tasks", ""), ("outputs_open", ", outputs open")):
+        for task, rows in result[part].items():
+            for one in sorted(rows, key=on_cpu):  # a later one of the same seed stands
+                found.setdefault(one["method"] + addition, {}).setdefault(task, {})[one["seed"]] = one["size"]
+    order = [method + addition for addition in ("", ", outputs open") for method in METHODS]
+    lines = [[name, *(shares(found[name].get(task, {})) for task in TASKS)] for name in order if name in found]
+    return table(["leaves kept by", *TASKS], lines)
+
+
+def shares(by_seed: dict[int, float]) -> str:
+    """Of the seeds from 0 on; a dash for one that was not run."""
+    if not by_seed:
+        return "-"
+    return " / ".join(in_percent(by_seed[seed]) if seed in by_seed else "-" for seed in range(max(by_seed) + 1))
 
 
 def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
