@@ -112,22 +112,33 @@ def test_the_nodes_of_lowest_score_are_tried_first(problem: Problem) -> None:
     assert kept(polished.circuit, "mlp_neuron") == PLANTED["mlp_neuron"]
 
 
+def test_layers_with_few_nodes_left_are_gone_through_too(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodesieve.polish.SINGLES", 0)
+    masks = {level: mask.clone() for level, mask in Circuit.whole(problem.nodes).masks.items()}
+    masks["mlp_neuron"][:, 5:] = False
+    start = Circuit.of(masks, problem.nodes)
+    additive = Additive(problem, head=0.0, neuron=0.019, start=start)
+    polished, _ = polish(additive, selected(additive, start, levels=("mlp_neuron",)), CONFIG, Journal())
+    assert start.kept("mlp_neuron") - polished.circuit.kept("mlp_neuron") == 5
+
+
 def test_a_circuit_over_the_budget_comes_back_as_it_is(problem: Problem) -> None:
     selection = replace(selected(problem, Circuit.whole(problem.nodes)), met=False)
     assert polish(problem, selection, CONFIG, Journal())[0] is selection
 
 
 class Additive(Problem):
-    """Closing costs what it costs, whatever else is closed: of each head the same, of each neuron the same."""
+    """Closing costs what it costs, whatever else is closed: of each head the same, of each neuron the same; of what `start` keeps."""
 
-    def __init__(self, problem: Problem, *, head: float, neuron: float) -> None:
+    def __init__(self, problem: Problem, *, head: float, neuron: float, start: Circuit | None = None) -> None:
         self.model, self._head, self._neuron = problem.model, head, neuron
+        self._start = start or Circuit.whole(problem.nodes)
 
     def in_dtype(self, dtype: torch.dtype) -> Problem:
         return self
 
     def losses(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, **how: Any) -> list[torch.Tensor]:
-        closed = [{level: self.nodes.count(level) - circuit.kept(level) for level in ("head", "mlp_neuron")} for circuit in circuits]
+        closed = [{level: self._start.kept(level) - circuit.kept(level) for level in ("head", "mlp_neuron")} for circuit in circuits]
         return [torch.full((first or 8,), gone["head"] * self._head + gone["mlp_neuron"] * self._neuron) for gone in closed]
 
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[torch.Tensor]:

@@ -1,15 +1,16 @@
-"""After selection: greedily, coarse to fine, close what the circuit can do without until nothing more can go within the KL budget.
+"""After selection: greedily, coarse to fine, close what the circuit can do without, until little more can go within the KL budget.
 
 One threshold over all scores leaves nodes in that the circuit hardly needs: scores are noisy, and those of one level or layer need not compare with
 those of another. Here parts of the circuit are closed on validation data alone, the same way for every method:
 
 1. blocks, then heads;
-2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then a sixth (`PARTS`);
-3. all of these together, blocks, heads and still smaller parts;
-4. in a small circuit, single nodes.
+2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then a sixth (`PARTS`), one at least;
+3. blocks, heads and smaller parts (`SMALLER`) together, then the smallest alone;
+4. single nodes of levels of which few are left (`SINGLES`).
 
 A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`), cheap for how many nodes without children go with them: those
-that leave the KL where it is, and in the last two stages whatever the budget allows. Each is done over until little or nothing more goes.
+that leave the KL where it is, and in the last three stages whatever the budget allows. Each is done over until little or nothing more goes. In
+a large circuit single nodes are too many to be tried, so some may be left that could go.
 
 Looks are at part of the validation data, on the copy of the model that is learned on; what is closed is measured on all of it in the model's own
 dtype.
@@ -35,8 +36,8 @@ from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
-PARTS, SMALLEST = (1 / 2, 1 / 6), 1 / 16  # of the kept nodes of one level in one layer
-SINGLES = 64  # nodes without children that a circuit may have to be tried one by one
+PARTS, SMALLER = (1 / 2, 1 / 6), (1 / 16, 1 / 64)  # of the kept nodes of one level in one layer
+SINGLES = 512  # nodes of a level without children that a circuit may have to be tried one by one
 AGAIN = 8
 LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
 
@@ -46,9 +47,8 @@ class _Stage:
     """What is tried: kinds of parts, and whether they may spend the budget or only what costs nothing."""
 
     levels: tuple[str, ...]
-    share: float | None  # of a childless level's nodes in a layer, heads and blocks one by one; None: all one by one
+    share: float | None  # of a childless level's nodes in a layer, heads and blocks one by one; None: all one by one, where they are few
     spending: bool
-    if_few: bool = False  # only in a small circuit
 
     def is_done(self, before: Circuit, after: Circuit) -> bool:
         """Has a pass closed so little that another is not worth its time?"""
@@ -91,8 +91,10 @@ def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
         yield _Stage(levels=wholes, share=None, spending=False)
     for share in PARTS:
         yield _Stage(levels=childless, share=share, spending=False)
-    yield _Stage(levels=(*blocks, *heads, *childless), share=SMALLEST, spending=True)
-    yield _Stage(levels=childless, share=None, spending=True, if_few=True)
+    small, smallest = SMALLER
+    yield _Stage(levels=(*blocks, *heads, *childless), share=small, spending=True)
+    yield _Stage(levels=childless, share=smallest, spending=True)
+    yield _Stage(levels=childless, share=None, spending=True)
 
 
 class _Polisher:
@@ -120,20 +122,22 @@ class _Polisher:
         return as_many_of(len(chosen), lambda count: self._closed(less(start, chosen[:count]), limit=limit)) > 0
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
-        masks, scores = self.now.circuit.masks, self.now.scores
-        if stage.if_few and sum(self.now.circuit.kept(level) for level in stage.levels) > SINGLES:
-            return
         for level in stage.levels:
-            if stage.share is None or level not in CHILDLESS:
-                yield from ((level, index.unsqueeze(0)) for index in masks[level].nonzero())
+            if level in CHILDLESS and stage.share is not None:
+                yield from self._lowest(level, stage.share)
+            elif level not in CHILDLESS or self.now.circuit.kept(level) <= SINGLES:
+                yield from ((level, index.unsqueeze(0)) for index in self.now.circuit.masks[level].nonzero())
+
+    def _lowest(self, level: str, share: float) -> Iterator[Part]:
+        """A share of each layer's nodes, one at least: those that score lowest."""
+        for layer, mask in enumerate(self.now.circuit.masks[level]):
+            kept = mask.nonzero()
+            if not len(kept):
                 continue
-            for layer in range(self.problem.nodes.layers):
-                kept = masks[level][layer].nonzero()
-                count = int(stage.share * len(kept))
-                if count:
-                    values = scores.values[level][layer][tuple(kept.unbind(-1))]
-                    lowest = kept[values.argsort(stable=True)[:count]]
-                    yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
+            count = max(1, int(share * len(kept)))
+            values = self.now.scores.values[level][layer][tuple(kept.unbind(-1))]
+            lowest = kept[values.argsort(stable=True)[:count]]
+            yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
     def _closed(self, circuit: Circuit, *, limit: float) -> bool:
         """Go on with it if all of the validation data allows it."""
