@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from command_line import nodesieve, quick_flags
+from conftest import tiny_model
 from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
@@ -236,7 +237,7 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     assert nodesieve("evaluate", out, "--controls", "--draws", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["controls"]["random"]["count"] == 1
     assert len(json.loads(file.read_text())["groups"]["random"]) == 3
-    for name in ("circuit", "examples", "model"):
+    for name in ("circuit", "scores", "examples", "weights"):
         file.write_text(json.dumps({**kept, name: "another"}))
         assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
         assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # measured anew
@@ -259,6 +260,10 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         (["discover", "--model", "missing.gguf"], "expected a GGUF file, found none"),
         (["discover", "--task", "no-such-task"], "expected a built-in task (ioi, greater_than, gendered_pronoun, "),
         (["discover", "--device", "abacus"], "expected a device that torch has here"),
+        (["discover", "--device", "meta"], "expected a device that computes"),
+        (["discover", "--revision", "main"], "--revision expects a model on the hub"),
+        (["discover", "--controller", "target_size", "--levels", "head,layer", "--force"], "steers the share of head_dim, mlp_neuron"),
+        (["discover", "--keep", "0.1", "--levels", "mlp_neuron", "--force"], "which leave"),
         (["discover", "--resume", "nowhere"], "--resume expects the directory of an unfinished run"),
         (["evaluate", "nowhere"], "expected a run's directory"),
         (["nodes", "nowhere"], "expected a run's directory"),
@@ -295,6 +300,72 @@ def test_a_run_is_not_overwritten_unless_asked(model_directory: Path, tmp_path: 
     assert nodesieve("discover", "--model", model_directory, "--out", tmp_path, "--overwrite", "--quiet", *quick_flags()) == 0
 
 
+@pytest.mark.parametrize("flags", [["--kl-budget", "100"], ["--within", "nowhere"], ["--within", "run"], ["--device", "abacus"]])
+def test_a_refused_run_leaves_the_one_that_was_there(
+    model_directory: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["discover", "--model", model_directory, "--task", prompts_of_names(tmp_path / "task.jsonl"), "--out", "run"]
+    assert nodesieve(*command, "--quiet", *quick_flags()) == 0
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    capsys.readouterr()
+    quick = quick_flags(force=False) if "--kl-budget" in flags else quick_flags()
+    assert nodesieve(*command, "--overwrite", *flags, *(["--only-correct"] if "--kl-budget" in flags else []), *quick) == 2
+    assert "nodesieve: " in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    assert nodesieve(*command, "--overwrite", "--quiet", *quick_flags(seed=1)) == 0
+    assert load_run("run").config.seed == 1
+
+
+def prompts_of_names(file: Path, *, first: int = 0) -> Path:
+    """A file of 40 prompts without splits."""
+    pairs = list(pairwise(NAMES[first : first + 41]))
+    rows = [{"clean": f"{a} and {b} went", "corrupted": f"{b} and {a} went", "answers": f" {a}", "distractors": f" {b}"} for a, b in pairs]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def test_what_is_measured_are_the_examples_of_the_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that are added to a file without splits cut it anew, and what was learned from may be test data then."""
+    file, out = prompts_of_names(tmp_path / "task.jsonl"), tmp_path / "run"
+    command = ["--model", model_directory, "--task", file, *quick_flags()]
+    assert nodesieve("discover", *command, "--out", out, "--quiet") == 0
+    with ctrl_c(lambda step, facts: "kl" in facts):
+        assert nodesieve("discover", *command, "--out", tmp_path / "stopped") == 130
+    assert nodesieve("evaluate", out) == 0
+    fingerprints = json.loads((out / "circuit.json").read_text())["examples"]["fingerprints"]
+    assert set(fingerprints) == {"train", "validation", "test"}
+    prompts_of_names(file, first=1)
+    capsys.readouterr()
+    for again in (["evaluate", out], ["stability", out, "--seeds", "1"]):
+        assert nodesieve(*again) == 2
+        error = capsys.readouterr().err
+        assert "examples that the run was made with" in error
+        assert error.count("\n") == 1
+    assert nodesieve("discover", "--resume", tmp_path / "stopped") == 2
+    assert "that the run in" in capsys.readouterr().err
+    assert nodesieve("evaluate", out, "--task", prompts_of_names(tmp_path / "other.jsonl", first=1)) == 0
+    prompts_of_names(file)
+    assert nodesieve("evaluate", out) == 0
+    assert nodesieve("discover", "--resume", tmp_path / "stopped", "--quiet") == 0
+
+
+def test_a_circuit_in_other_weights_is_measured_with_a_word_about_it(
+    loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    assert nodesieve("discover", "--model", model_directory, "--method", "random", "--out", out, "--quiet", *quick_flags()) == 0
+    model = tiny_model("llama", vocabulary=len(loaded.tokenizer))
+    model.get_input_embeddings().weight.data.mul_(1.5)
+    model.save_pretrained(other)
+    loaded.tokenizer.save_pretrained(other)
+    capsys.readouterr()
+    assert nodesieve("evaluate", out) == 0
+    assert capsys.readouterr().err == ""
+    assert nodesieve("evaluate", out, "--model", other) == 0
+    assert "are not those that the circuit was found in" in capsys.readouterr().err
+
+
 @contextmanager
 def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
     """Press Ctrl-C whenever progress is told and `when(step, facts)` holds."""
@@ -326,6 +397,9 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     assert json.loads((out / "circuit.json").read_text())["complete"]
     assert len((out / "history.jsonl").read_text().splitlines()) == lines
     assert nodesieve("discover", "--resume", out) == 2
+    (out / "report.html").unlink()
+    assert nodesieve("discover", "--resume", out) == 0  # as where it was stopped while that was drawn
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.parametrize("phase", ["selecting", "polishing", "evaluating"])

@@ -144,3 +144,19 @@ def test_the_sieve_asks_of_the_task_term_too() -> None:
         torch.testing.assert_close(twice.gradient[level] - x, 2 * (once.gradient[level] - x))
         assert (once.gradient[level] - x).abs().max() > 1e-3
         assert torch.equal(once.fisher[level], without.fisher[level])
+
+
+def test_options_that_follow_from_others_follow_from_the_new_ones() -> None:
+    base = make_config({"method": "sieve", "penalties": {"mlp_output": 2.0}})
+    learned = base.changed({"method": "multigranular"})
+    assert learned.penalties == {**make_config({"method": "multigranular"}).penalties, "mlp_output": 2.0}
+    steered = make_config({"controller": "target_size", "target_size": 0.3})
+    assert (steered.polish, steered.changed({"controller": "kl_budget"}).target_size) == (False, None)
+    assert steered.changed({"method": "sieve"}).polish
+    assert not make_config({"polish": False}).changed({"seed": 1}).polish
+
+
+@pytest.mark.parametrize(("options", "message"), [({"levels": None}, "expected a list"), ({"levels": 3}, "got 3"), ({"levels": [1]}, "got 1")])
+def test_levels_are_a_list_of_names(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_config(options)

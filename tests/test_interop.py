@@ -15,7 +15,7 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.interop import read_mib, to_mib
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.nodes import NodeSpace
-from nodesieve.scores import Scores
+from nodesieve.scores import Scores, standing
 from nodesieve.verify import is_parallel
 
 NODES = NodeSpace(layers=2, heads=2, head_dim=2, neurons=3, width=4)
@@ -37,12 +37,12 @@ def test_the_file_is_as_the_benchmark_reads_it(tmp_path: Path) -> None:
         "cfg": {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 4},
         "nodes": {
             "input": {"in_graph": True},
-            "a0.h0": {"in_graph": True, "score": 2.5},
-            "a0.h1": {"in_graph": False, "score": -1.0},
-            "m0": {"in_graph": True, "score": 0.5},
-            "a1.h0": {"in_graph": True, "score": 2.0},
-            "a1.h1": {"in_graph": True, "score": 2.5},
-            "m1": {"in_graph": False, "score": -2.0},
+            "a0.h0": {"in_graph": True, "score": 4.5},  # 2 more than where the node closes: the lowest, m1's -2, is raised to 0
+            "a0.h1": {"in_graph": False, "score": 1.0},
+            "m0": {"in_graph": True, "score": 2.5},
+            "a1.h0": {"in_graph": True, "score": 4.0},
+            "a1.h1": {"in_graph": True, "score": 4.5},
+            "m1": {"in_graph": False, "score": 0.0},
         },
         "edges": {},
     }
@@ -51,7 +51,7 @@ def test_the_file_is_as_the_benchmark_reads_it(tmp_path: Path) -> None:
     read = read_mib(path)
     assert (read.layers, read.heads, read.width, read.parallel) == (2, 2, 4, False)
     assert all(torch.equal(read.in_graph[level], circuit.masks[level]) for level in read.in_graph)
-    assert read.scores["head"].tolist() == [[2.5, -1.0], [2.0, 2.5]]
+    assert read.scores["head"].tolist() == [[4.5, 1.0], [4.0, 4.5]]
 
 
 def test_without_scores_of_wholes_a_node_is_in_the_graph_where_its_score_is_above_the_line() -> None:
@@ -59,7 +59,9 @@ def test_without_scores_of_wholes_a_node_is_in_the_graph_where_its_score_is_abov
     drawn = Scores(values={level: torch.randn(NODES.shape(level), generator=generator) for level in LEVELS}, nodes=NODES, levels=DEFAULT_LEVELS)
     for line in (-1.0, -0.5, 0.0):
         nodes = to_mib(drawn.circuit(line), drawn, parallel=False)["nodes"]
-        assert all(node["in_graph"] == (node["score"] > line) for name, node in nodes.items() if name != "input")
+        lowest = min(0.0, *(float(standing(drawn)[level].min()) for level in ("head", "mlp_block")))
+        assert all(node["in_graph"] == (node["score"] + lowest > line) for name, node in nodes.items() if name != "input")
+        assert min(node["score"] for name, node in nodes.items() if name != "input") >= 0  # by size as by sign
     wholes = {"head": torch.arange(4.0).reshape(2, 2), "mlp_block": torch.tensor([7.0, 8.0])}
     nodes = to_mib(drawn.circuit(0.0), replace(drawn, wholes=wholes), parallel=False)["nodes"]
     assert [nodes[name]["score"] for name in ("a0.h1", "a1.h0", "m1")] == [1.0, 2.0, 8.0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
+from nodesieve.tasks.base import SPLITS
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 from nodesieve.tasks.words import PLACES
 from planted import planted_model, planted_task
@@ -85,7 +88,7 @@ def test_what_any_method_finds_is_saved_and_read_again(method: MethodName, keep:
     run = ns.discover(planted_model(), planted_task(), options)
     run.save(tmp_path)
     again = ns.load_run(tmp_path)
-    assert again.config == options
+    assert again.config == run.config == replace(options, model="planted", task=planted_task().name)
     assert again.circuit.fingerprint == run.circuit.fingerprint
     assert again.threshold == run.threshold > -math.inf
     assert run.scores.circuit(run.threshold).fingerprint == run.circuit.fingerprint
@@ -134,6 +137,64 @@ def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> No
         ns.discover(loaded, task, make_config({**QUICK, "force": False}))
 
 
+def test_examples_without_distractors_do_not_hide_that_a_model_is_near_chance(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    some = {split: [replace(example, distractors=()) if i % 3 == 0 else example for i, example in enumerate(task.splits[split])] for split in SPLITS}
+    with pytest.raises(ns.UserError, match="expected a full model that does the task"):
+        ns.discover(loaded, replace(task, splits=some), make_config({**QUICK, "force": False}))
+
+
+def test_a_run_says_which_model_and_task_it_was_given(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Whatever the options say: what is written has to find both again."""
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config({**QUICK, "method": "random"}))
+    run.save(tmp_path)
+    again = ns.load_run(tmp_path)
+    assert (again.config.model, again.config.task) == (loaded.id, "gendered_pronoun")
+    assert (again.description["model"]["id"], again.description["task"]) == (loaded.id, "gendered_pronoun")
+    other = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32, seed=1)  # whose test names the run may have learned from
+    with pytest.raises(ns.UserError, match="expected the test examples that the run was made with"):
+        ns.evaluate(loaded, other, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "content", "message"),
+    [
+        ("circuit.json", "format_version", 99, "expected a run of format 1"),
+        ("circuit.json", "thresholds", {}, "found nothing under thresholds"),
+        ("circuit.json", "examples", None, "found nothing under examples"),
+        ("metrics.json", "full", None, "found nothing under full"),
+    ],
+)
+def test_files_that_are_no_runs_are_refused(finished: Path, tmp_path: Path, name: str, part: str, content: object, message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: content}))
+    with pytest.raises(ns.UserError, match=message):
+        ns.load_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "method": "random"})).save(out)
+    return out
+
+
+def test_a_tokenizer_of_another_model_is_refused(loaded: LoadedModel) -> None:
+    small = replace(loaded, model=tiny_model("llama", vocabulary=20))
+    with pytest.raises(ns.UserError, match="expected a tokenizer of the model's 20 tokens"):
+        ns.discover(small, ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config(QUICK))
+
+
+def test_a_file_of_test_examples_alone_is_measured_under_the_mean_of_the_run(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "ablation": "mean", "train_size": 32}))
+    alone = replace(task, source="file.jsonl", splits={**dict.fromkeys(SPLITS, ()), "test": task.splits["test"]}, redrawn=())
+    kl = ns.evaluate(loaded, alone, run).circuit["test"]["kl"]
+    assert kl == pytest.approx(run.metrics["circuit"]["test"]["kl"], rel=1e-5)
+
+
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
     task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
     run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False, "kl_budget": 0.01}))
@@ -155,6 +216,12 @@ def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: Loa
     circuit = ablated_circuit(left)
     torch.testing.assert_close(left.full_logits("test"), right.full_logits("test"))
     torch.testing.assert_close(left.losses([circuit], "test")[0], right.losses([circuit], "test")[0])
+
+
+def test_a_loss_that_is_no_number_is_refused(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    with pytest.raises(ns.UserError, match="expected a loss that gives finite numbers"):
+        ns.discover(loaded, task, make_config(QUICK), loss=lambda logits, batch: logits[:, 0] * math.nan)
 
 
 def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:

@@ -63,6 +63,15 @@ def test_leaves_are_cut_to_size_from_the_top(nodes: NodeSpace, share: float) -> 
         assert kept.min() >= left.max()
 
 
+@pytest.mark.parametrize(("levels", "ranked"), [(("head", "head_dim"), "head_dim"), (("mlp_neuron",), "mlp_neuron")])
+def test_leaves_without_gates_are_open_and_not_counted(levels: tuple[str, ...], ranked: str) -> None:
+    scores = drawn(NODES, levels=levels)
+    for share in SHARES:
+        circuit = cut(scores, "leaves", share)
+        assert circuit.kept(ranked) == int(share * NODES.count(ranked))
+        assert all(circuit.kept(level) == NODES.count(level) for level in LEAVES if level != ranked and NODES.count(level))
+
+
 def test_parts_are_whole_and_go_by_scores_of_wholes_where_there_are_some() -> None:
     whole = {"head": torch.zeros(3, 4), "mlp_block": torch.zeros(3)}
     whole["head"][2, 1] = whole["mlp_block"][0] = 5.0

@@ -61,7 +61,14 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     found = json.loads(capsys.readouterr().out)
     assert found["runs"] == 3
     assert found["consensus"]["at_least"] == 2
-    assert found["consensus"]["circuit"]["test"]["kl"] >= 0
+    shared = ns.load_run(run / "stability" / "consensus")
+    assert shared.metrics["circuit"]["test"] == found["consensus"]["circuit"]["test"]
+    assert torch.equal(shared.circuit.masks["head"], shared.scores.circuit(shared.threshold).masks["head"])
+    assert nodesieve("evaluate", run / "stability" / "consensus", "--controls", "--draws", 1, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["circuit"] == {"test": shared.metrics["circuit"]["test"]}
+    assert nodesieve("report", run / "stability" / "consensus") == 0
+    assert nodesieve("nodes", run / "stability" / "consensus", "--level", "head") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + shared.circuit.kept("head")
     again = ns.load_run(run / "stability" / "seed-4")
     assert (again.config.seed, again.config.seed_of_data, again.config.bootstrap) == (4, 3, True)
     made = (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns
@@ -89,8 +96,11 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     page = (out / "compare.html").read_text()
     assert page.count("<svg") == 2
     assert not re.search(r"""(src|href)=["']?http|url\(http|@import""", page.replace('xlink:href="#', ""))
-    made = (out / "random-0" / "metrics.json").stat().st_mtime_ns
+    made, curve = (out / "random-0" / "metrics.json").stat().st_mtime_ns, out / "random-0" / "size_curve.json"
+    measured = json.loads(curve.read_text())
+    curve.write_text(json.dumps({**measured, "scores": "others", "leaves": None}))
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0
+    assert json.loads(curve.read_text()) == measured  # of other scores, so measured again
     assert (out / "random-0" / "metrics.json").stat().st_mtime_ns == made
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 2
     assert nodesieve(*command[:-1], tmp_path / "open", "--methods", "random", "--levels", "head,mlp_neuron") == 0

@@ -15,7 +15,7 @@ from nodesieve.config import DiscoverConfig, MethodName
 from nodesieve.evaluation import problem_of
 from nodesieve.metrics import in_percent
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import Run, load_run, read_json, versions, write_json
+from nodesieve.run import Run, load_run, read_json, write_json
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run
 from nodesieve.tasks.load import task_of
@@ -36,14 +36,14 @@ def compare(
     """Make or read every run, write `compare.json` and return what it holds: `rows`, one a method and seed.
 
     Args:
-        config: options that all runs share.
+        config: options that all runs share, but method and seed.
         say: told what begins.
 
     Raises:
-        UserError, KeyboardInterrupt: as `ensure_run`; runs that are done stay.
+        UserError, KeyboardInterrupt: as `ensure_run`; runs that are done stay, and so does the comparison of an earlier call.
     """
     plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
-    about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget, "versions": versions()}
+    about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}
     loaded: LoadedModel | None = None
     rows: list[dict[str, Any]] = []
     for one in plan:
@@ -51,18 +51,21 @@ def compare(
         say(f"{one.method}, seed {one.seed}: {len(rows) + 1} of {len(plan)}")
         ensure_run(place, one, quiet=quiet, trust_remote_code=trust_remote_code)
         run = load_run(place)
-        if not (place / CURVE).is_file():
+        curve = read_json(place / CURVE) if (place / CURVE).is_file() else {}
+        if curve.get("scores") != run.scores.fingerprint:
             loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)
-            write_json(place / CURVE, curve_of(loaded, run))
-        rows.append(row(run, read_json(place / CURVE)))
-        write_json(directory / COMPARISON, {**about, "rows": rows})
+            curve = curve_of(loaded, run)
+            write_json(place / CURVE, curve)
+        rows.append(row(run, curve))
+    write_json(directory / COMPARISON, {**about, "rows": rows})
     return {**about, "rows": rows}
 
 
 def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:
-    """The size curve of a run's scores on its own test data."""
+    """The size curve of a run's scores on its own test data, and what scores these were."""
     config = run.config
-    return size_curve(problem_of(loaded, task_of(config, loaded.tokenizer), run), run.scores, budget=config.kl_budget)
+    curve = size_curve(problem_of(loaded, task_of(config, loaded.tokenizer), run), run.scores, budget=config.kl_budget)
+    return {"scores": run.scores.fingerprint, **curve}
 
 
 def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +87,7 @@ def row(run: Run, curve: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": metrics["seconds"],
         "peak_memory_bytes": metrics["peak_memory_bytes"],
         "device": metrics.get("device"),
+        "versions": run.description["versions"],
         "passes": metrics["passes"],
         "curve": dict(curve),
     }

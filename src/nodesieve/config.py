@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from pydantic.dataclasses import dataclass
 
 from nodesieve.errors import UserError
-from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
@@ -59,6 +59,8 @@ PER_LEVEL = {
 
 
 FINE_BUDGET = 0.02  # nats: below this, what bfloat16 rounds away matters; SmolLM2's own KL from its copy is 0.001 to 0.002
+DRAWN = ("train_size", "validation_size", "redraws")
+SEEDS = 2**31  # seeds are below this
 DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
@@ -70,6 +72,8 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods
         ),
         LEARNED_GATES,
     ),
+    "steps": ("sieve", *LEARNED_GATES, "nested"),
+    "penalties": ("sieve", *LEARNED_GATES),
     "learning_rate_final": (*LEARNED_GATES, "nested"),
     "task_weight": ("sieve", *LEARNED_GATES),
     "task_margin": ("sieve", *LEARNED_GATES),
@@ -95,8 +99,8 @@ class DiscoverConfig:
     padding_side: Literal["left", "right"] = Field(default="left", description="where shorter prompts of a batch are padded")
     metrics: tuple[str, ...] = Field(default=(), description="further metrics, beside the task's own: prob_diff, cutoff_sharpness")
     force: bool = Field(default=False, description="go on where the full model itself is near chance on the task")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="seeds the data, the batches and the gate noise")
-    data_seed: int | None = Field(default=None, ge=0, lt=2**31, description="seed of the data, where it is to be another one")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="seeds the data, the batches and the gate noise")
+    data_seed: int | None = Field(default=None, ge=0, lt=SEEDS, description="seed of the data, where it is to be another one")
     device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
 
@@ -169,7 +173,7 @@ class DiscoverConfig:
     @field_validator("levels", mode="before")
     @classmethod
     def _known_levels(cls, value: Any) -> Any:
-        names = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        names = _names(value)
         unknown = [name for name in names if name not in LEVELS]
         if unknown or not names or len(set(names)) < len(names):
             raise ValueError(f"expected different names from {', '.join(LEVELS)}, got {', '.join(names) or 'none'}")
@@ -178,7 +182,7 @@ class DiscoverConfig:
     @field_validator("metrics", mode="before")
     @classmethod
     def _known_metrics(cls, value: Any) -> Any:
-        names = tuple(name for name in value.split(",") if name) if isinstance(value, str) else tuple(value)
+        names = _names(value) if value else ()
         unknown = [name for name in names if name not in EXTRA_METRICS]
         if unknown:
             raise ValueError(f"expected metrics among {', '.join(EXTRA_METRICS)}, got {', '.join(unknown)}")
@@ -202,6 +206,11 @@ class DiscoverConfig:
             raise ValueError(f"target_size expects controller target_size, got {self.controller}; for a size by any method, use keep")
         if self.controller == "target_size" and self.target_size is None and self.method in LEARNED_GATES:
             object.__setattr__(self, "target_size", TARGET_SIZE if self.keep is None else self.keep)
+        if self.size is not None and self.keep is None and (self.method == "coarse" or not set(LEAVES) & set(self.levels)):
+            raise ValueError(
+                f"controller target_size steers the share of {', '.join(LEAVES)} and expects gates on some of them, got "
+                f"{'method coarse' if self.method == 'coarse' else ', '.join(self.levels)}; for a size by wholes, use keep"
+            )
         if self.polish and self.size is not None:
             raise ValueError(
                 "polish closes nodes within the KL budget; keep and controller target_size ask for a size: expected one or the other, got both; "
@@ -227,14 +236,31 @@ class DiscoverConfig:
         Raises:
             UserError: the method does not take one of the options.
         """
-        usual = _penalties(self.method)
-        penalties = {level: x for level, x in self.penalties.items() if x != usual[level]}
-        return make_config({**self.to_dict(), "method": method, "seed": seed, "penalties": penalties})
+        return self.changed({"method": method, "seed": seed})
+
+    def changed(self, options: Mapping[str, Any]) -> DiscoverConfig:
+        """The same options but for some; those that follow from others and were not set to anything else follow from the new ones.
+
+        Raises:
+            UserError: an option is unknown or does not fit the others.
+        """
+        own = self.to_dict()
+        own["penalties"] = {level: x for level, x in self.penalties.items() if x != _penalties(self.method)[level]}
+        if options.get("controller", self.controller) != "target_size":
+            own["target_size"] = None
+        if self.polish == (self.size is None):
+            own["polish"] = None
+        return make_config({**own, **options})
 
     @property
     def unread(self) -> tuple[str, ...]:
         """Options that are set though the method takes no notice of them."""
         return tuple(name for name in _set(self) if self.method not in READ_BY[name])
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Options that are set and say how many examples of a built-in task are drawn."""
+        return tuple(field.name for field in fields(self) if field.name in DRAWN and getattr(self, field.name) != default_of(field))
 
     @property
     def seed_of_data(self) -> int:
@@ -243,6 +269,13 @@ class DiscoverConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields, as `config.yaml` holds it."""
         return {**asdict(self), "levels": list(self.levels), "metrics": list(self.metrics)}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Of a list, or with commas between them."""
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"expected a list of names, got {value!r}")
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
 
 
 def _penalties(method: str) -> PerLevel:

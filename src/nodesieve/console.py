@@ -104,8 +104,7 @@ def print_summary(run: Run) -> None:
     )
 
 
-def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
-    (split,) = evaluation.circuit
+def print_evaluation(evaluation: Evaluation, *, split: str, title: str) -> None:
     columns = [evaluation.full[split], evaluation.circuit[split], evaluation.ablated[split]]
     _metrics_table(title, columns, evaluation.intervals[split])
 

@@ -29,6 +29,7 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import measure_circuits
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.models import weights_fingerprint
 from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
 from nodesieve.run import Run, write_json
@@ -113,7 +114,7 @@ def controls_file(directory: Path, *, task: str, split: SplitName, ablation: str
 def name_of_examples(problem: Problem, split: SplitName) -> str:
     """A built-in task's name; files of prompts that have the same name are told apart by what is in them."""
     name = re.sub(r"[^\w.-]+", "-", Path(problem.task.name).name)
-    return name if problem.task.name in BUILTINS else f"{name}-{problem.task[split].fingerprint[:8]}"
+    return name if problem.task.source in BUILTINS else f"{name}-{problem.task[split].fingerprint[:8]}"
 
 
 def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName, draws: int, journal: Journal) -> dict[str, dict[str, Any]]:
@@ -123,7 +124,14 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
         UserError: the file cannot be read.
         KeyboardInterrupt: as `run_controls`.
     """
-    of = {"circuit": run.circuit.fingerprint, "examples": problem.task[split].fingerprint, "model": problem.model.model.name_or_path}
+    of = {
+        "circuit": run.circuit.fingerprint,
+        "scores": run.scores.fingerprint,
+        "examples": problem.task[split].fingerprint,
+        "weights": weights_fingerprint(problem.model.model),
+    }
+    if problem.ablation_name == "mean":
+        of["training examples"] = problem.task["train"].fingerprint
     try:
         kept = json.loads(path.read_text("utf-8"))
         done = kept["groups"] if {name: kept.get(name) for name in of} == of else {}

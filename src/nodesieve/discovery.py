@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from nodesieve.architectures import Architecture
 from nodesieve.cache import remembering
-from nodesieve.circuit import Circuit, count_nodes, count_parameters
+from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.config import READ_BY, DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
+from nodesieve.levels import LEVELS
 from nodesieve.methods import METHODS
-from nodesieve.models import LoadedModel, device_name
+from nodesieve.metrics import in_percent
+from nodesieve.models import DTYPES, LoadedModel, device_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
-from nodesieve.run import Run, describe, load_run
+from nodesieve.run import Run, counted, describe, load_run
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
+from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task
 
+FEW = 30  # validation examples, below which there is a word about it
 WITHIN = ("sieve", "multigranular")  # methods that can search inside a circuit
 
 
@@ -48,7 +52,8 @@ def discover(
     Args:
         loaded: from `load_model`.
         task: from `load_task`.
-        config: options; by default those of `DiscoverConfig`. Its `model`, `task`, `device` and `dtype` only describe the run.
+        config: options; by default those of `DiscoverConfig`. Its `device` only describes the run; `model`, `task` and `dtype` become what
+            `loaded` and `task` are.
         journal: where progress and checkpoints go; by default nowhere.
         loss: what the circuit is to keep low instead of KL(full || circuit): takes the gated model's logits at the answer (B, V) and a
             `nodesieve.batches.Batch`, gives one number an example (B,). Budget, controller and selection then go by it; the KL is still reported.
@@ -57,28 +62,34 @@ def discover(
         UserError: model, task and options do not fit together.
         Interrupted: `journal.stopping` was set, or Ctrl-C came after scoring; Ctrl-C before there is a circuit is a plain KeyboardInterrupt.
     """
-    config = config or DiscoverConfig()
+    config = _of_what_is_given(config or DiscoverConfig(), loaded, task)
     journal = journal or Journal()
     problem = make_problem(loaded, task, config, loss=loss)
     journal.passes = problem.model.passes
     journal.memory.device = problem.model.device
     journal.devices = [device_name(problem.model.device)]
+    journal.of = {"weights": loaded.fingerprint, **{f"{split} examples": found for split, found in task.fingerprints.items()}}
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
-    for line in (*_examples_in_words(problem), *_unread(config)):
-        journal.note(line)
     if not set(config.levels) & set(problem.nodes.levels):
         raise UserError(f"expected --levels among those of this model, {', '.join(problem.nodes.levels)}, got {', '.join(config.levels)}")
+    if config.size is not None:
+        _refuse_out_of_reach(problem, config, config.size)
+    for line in (*_examples_in_words(problem, task), *_unread(config, task)):
+        journal.note(line)
     if config.size is None and not config.force:
         _refuse_nothing_to_find(problem, config)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
+    examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": task.fingerprints}
+    examples |= {"duplicates": task.duplicates} if task.duplicates else {}
+    described = partial(describe, config, revision=loaded.revision, fingerprint=loaded.fingerprint, examples=examples)
     journal.say("scoring")
     clock = time.monotonic()
     try:
         scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
-        raise Interrupted(_unfinished(problem, config, loaded, journal, stopped.scores)) from None
+        raise Interrupted(_unfinished(config, described, journal, stopped.scores)) from None
     seconds = journal.seconds or (journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock)
 
     selection: Selection | None = None
@@ -95,9 +106,8 @@ def discover(
     except KeyboardInterrupt:
         if selection is None and scores.threshold is None:  # a ranking that nothing has cut yet
             raise
-        raise Interrupted(_unfinished(problem, config, loaded, journal, scores, selection)) from None
-    metrics = _metrics(problem, selection, evaluation, config, journal, seconds=seconds)
-    metrics["passes"] = passes
+        raise Interrupted(_unfinished(config, described, journal, scores, selection)) from None
+    metrics = {**metrics_of(problem, selection, evaluation, config), **_spent(journal, seconds=seconds), "passes": passes}
     if config.polish:
         metrics["unpolished"] = {
             "size": unpolished.circuit.size,
@@ -111,9 +121,15 @@ def discover(
         scores=selection.scores,
         threshold=selection.threshold,
         metrics=metrics,
-        description=describe(config, selection.circuit, revision=loaded.revision, examples=_examples(problem), complete=True),
+        description=described(selection.circuit, complete=True),
         history=journal.history,
     )
+
+
+def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -> DiscoverConfig:
+    """Options that name the model and the task at hand, so that what is written of the run finds them again."""
+    dtype: Any = str(loaded.model.dtype).removeprefix("torch.")
+    return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype)
 
 
 def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
@@ -125,6 +141,18 @@ def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
     if circuit.nodes != problem.nodes:
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")
     return circuit
+
+
+def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:
+    """Raise UserError where closing all gates that there are would leave more than is to be kept."""
+    nodes = problem.nodes
+    closed = {level: torch.zeros_like(nodes.present(level)) if level in config.levels else nodes.present(level) for level in LEVELS}
+    least = Circuit.of(closed, nodes).size
+    if least > size:
+        raise UserError(
+            f"expected --levels whose gates can close all but {in_percent(size)} of the leaves, got {', '.join(config.levels)}, which leave "
+            f"{in_percent(least)} at the least"
+        )
 
 
 def _refuse_nothing_to_find(problem: Problem, config: DiscoverConfig) -> None:
@@ -153,7 +181,11 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
 
 
 def _unfinished(
-    problem: Problem, config: DiscoverConfig, loaded: LoadedModel, journal: Journal, scores: Scores, selection: Selection | None = None
+    config: DiscoverConfig,
+    described: Callable[..., dict[str, Any]],
+    journal: Journal,
+    scores: Scores,
+    selection: Selection | None = None,
 ) -> Run:
     """What was selected, or, before that, what the method itself would cut."""
     threshold = selection.threshold if selection else scores.threshold or 0.0
@@ -164,19 +196,16 @@ def _unfinished(
         scores=selection.scores if selection else scores,
         threshold=threshold,
         metrics={},
-        description=describe(config, circuit, revision=loaded.revision, examples=_examples(problem), complete=False),
+        description=described(circuit, complete=False),
         history=journal.history,
     )
 
 
-def _metrics(
-    problem: Problem, selection: Selection, evaluation: Evaluation, config: DiscoverConfig, journal: Journal, *, seconds: float
-) -> dict[str, Any]:
-    """The content of `metrics.json`."""
-    architecture: Architecture = problem.model.architecture
-    parameters = count_parameters(selection.circuit, architecture)
+def metrics_of(problem: Problem, selection: Selection, evaluation: Evaluation, config: DiscoverConfig) -> dict[str, Any]:
+    """What `metrics.json` says of a circuit, however it was found."""
+    parameters = count_parameters(selection.circuit, problem.model.architecture)
     return {
-        "nodes": {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(selection.circuit).items()},
+        "nodes": counted(selection.circuit),
         "parameters": {"kept": parameters.kept, "total": parameters.total},
         "size": selection.circuit.size,
         "full": evaluation.full,
@@ -184,6 +213,12 @@ def _metrics(
         "ablated": evaluation.ablated,
         "intervals": evaluation.intervals,
         "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": selection.kl_upper},
+    }
+
+
+def _spent(journal: Journal, *, seconds: float) -> dict[str, Any]:
+    """What it says of the way there."""
+    return {
         "steps": journal.history[-1]["step"] if journal.history else 0,
         "seconds": seconds,
         "peak_memory_bytes": journal.memory.peak(),
@@ -191,18 +226,25 @@ def _metrics(
     }
 
 
-def _examples(problem: Problem) -> dict[str, Any]:
-    return {"splits": as_counts(problem.task), "shown": list(problem.task.shown)}
-
-
-def _examples_in_words(problem: Problem) -> Iterator[str]:
+def _examples_in_words(problem: Problem, task: Task) -> Iterator[str]:
     yield from (f"example: {example}" for example in problem.task.shown)
     for split, counts in as_counts(problem.task).items():
         yield f"{split}: {counts_in_words(counts)}"
         if split in problem.task.left_out:
             yield f"skipped in {split}, e.g.: {problem.task.left_out[split]}"
+    if task.duplicates:
+        yield f"left out: {task.duplicates} examples that are there twice"
+    if len(problem.task["validation"]) < FEW:
+        yield (
+            f"only {len(problem.task['validation'])} validation examples decide what goes and whether the KL budget is met: with fewer than {FEW}, "
+            "expect the test KL to be well above it"
+        )
 
 
-def _unread(config: DiscoverConfig) -> Iterator[str]:
+def _unread(config: DiscoverConfig, task: Task) -> Iterator[str]:
     for name in config.unread:
         yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(READ_BY[name])}"
+    if task.source not in BUILTINS:
+        yield from (
+            f"--{name.replace('_', '-')} has no effect on prompts of one's own, of which there are as many as there are" for name in config.drawn
+        )

@@ -20,8 +20,9 @@ from nodesieve.errors import UserError
 from nodesieve.metrics import EXTRA_METRICS, faithfulness, kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
-from nodesieve.run import Run
+from nodesieve.run import Run, refuse_other_examples
 from nodesieve.tasks.base import SplitName, Task
+from nodesieve.tasks.load import task_of
 
 Metrics = dict[str, float | None]
 Intervals = dict[str, tuple[float, float] | None]
@@ -48,7 +49,7 @@ def evaluate(
         ablation: another than the run's own.
 
     Raises:
-        UserError: the run was made on a model of other sizes, or the task cannot be used.
+        UserError: the run was made on a model of other sizes, or the task cannot be used, or it is the run's own and holds other examples now.
     """
     return evaluate_circuit(problem_of(loaded, task, run, splits=splits, ablation=ablation), run.circuit, splits=splits)
 
@@ -57,6 +58,11 @@ def problem_of(
     loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
 ) -> Problem:
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
+    if task.source == run.config.task:
+        refuse_other_examples(run.description, task, splits)
+    if (ablation or run.config.ablation) == "mean" and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
+        own = task_of(run.config, loaded.tokenizer)
+        task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
     problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation or run.config.ablation), splits=splits)
     if run.circuit.nodes != problem.nodes:
         raise UserError(f"expected a circuit of this model, which has {problem.nodes}, got one of a model that has {run.circuit.nodes}")

@@ -3,7 +3,8 @@
 `mib`: the JSON of the Mechanistic Interpretability Benchmark (Mueller et al., arXiv 2504.13151) for node circuits: `cfg` (n_layers, n_heads,
 parallel_attn_mlp, d_model), `nodes` (`input`, `a{layer}.h{head}`, `m{layer}`, each with `in_graph` and, but for `input`, `score`), `edges` (none).
 Its nodes are heads and MLPs, so what is finer is left out. A score is that of the whole where the method gives one, and else the threshold at which
-the node closes, be it with what lies above it or with the last of what lies below.
+the node closes, be it with what lies above it or with the last of what lies below; where some are negative, all are raised so that the lowest is 0,
+since the benchmark's loaders may rank by absolute value.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def to_mib(circuit: Circuit, scores: Scores, *, parallel: bool) -> dict[str, Any
     head, mlp = ranking["head"], ranking["mlp_block"]
     if bool(head.isinf().any()) or bool(mlp.isinf().any()):
         raise UserError(f"--format mib expects scores of heads and of MLP blocks or what is above them, got those of {', '.join(scores.levels)}")
+    lowest = min(0.0, float(head.min()), float(mlp.min()))
+    head, mlp = head - lowest, mlp - lowest
     listed: dict[str, dict[str, Any]] = {"input": {"in_graph": bool(circuit.masks["embedding"].all())}}
     for layer in range(nodes.layers):
         for number in range(nodes.heads):
@@ -79,6 +82,8 @@ def read_mib(path: str | Path) -> MibCircuit:
             in_graph[level][index] = bool(node["in_graph"])
             scores[level][index] = float(node.get("score", 0.0))
         return MibCircuit(layers=layers, heads=heads, width=width, parallel=bool(cfg["parallel_attn_mlp"]), in_graph=in_graph, scores=scores)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"expected a file {str(path)!r}, could not read it: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -74,6 +74,7 @@ class Journal:
     passes: Passes = field(default_factory=Passes)  # of the run, kept beside every state, as is
     memory: Memory = field(default_factory=Memory)
     devices: list[str] = field(default_factory=list)  # that the run has been on, by name
+    of: dict[str, str] = field(default_factory=dict)  # fingerprints of the weights and of the examples, by what is shown of them
 
     def log(self, row: dict[str, Any]) -> None:
         self.history.append(row)

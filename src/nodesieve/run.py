@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,7 @@ from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
+from nodesieve.tasks.base import SPLITS, SplitName, Task
 
 FORMAT_VERSION = 1
 CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT = (
@@ -44,6 +45,10 @@ CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT = (
     "history.jsonl",
     "report.html",
 )
+WHOLE = {  # parts without which a file is no run's
+    DESCRIPTION: ("format_version", "model", "task", "examples", "thresholds"),
+    METRICS: ("nodes", "parameters", "size", "full", "circuit", "ablated", "budget"),
+}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 
 
@@ -99,10 +104,15 @@ def load_run(directory: str | Path) -> Run:
     """
     out = Path(directory)
     if not (out / CIRCUIT).is_file():
-        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if has_state(out) else ""
+        begun = has_state(out) or (out / CONFIG).is_file()
+        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if begun else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
-    config, description = read_config(out), read_json(out / DESCRIPTION)
-    metrics = read_json(out / METRICS) if (out / METRICS).is_file() else {}
+    config, description = read_config(out), _whole(out / DESCRIPTION, WHOLE[DESCRIPTION])
+    if description["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"expected a run of format {FORMAT_VERSION} or earlier in {str(directory)!r}, got {description['format_version']}; update nodesieve"
+        )
+    metrics = _whole(out / METRICS, WHOLE[METRICS]) if (out / METRICS).is_file() else {}
     try:
         with safe_open(out / CIRCUIT, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -135,6 +145,15 @@ def load_run(directory: str | Path) -> Run:
     )
 
 
+def _whole(path: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """A JSON object with these parts, none of them empty; an empty one stays so."""
+    content = read_json(path)
+    missing = [part for part in parts if content and content.get(part) in (None, {})]
+    if missing:
+        raise UserError(f"expected {', '.join(parts)} in {str(path)!r}, found nothing under {', '.join(missing)}")
+    return content
+
+
 def _history_of(directory: Path) -> list[dict[str, Any]]:
     """Its lines; none where there is no such file."""
     path = directory / HISTORY
@@ -158,22 +177,29 @@ def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> 
     )
 
 
-def describe(config: DiscoverConfig, circuit: Circuit, *, revision: str | None, examples: Mapping[str, Any], complete: bool) -> dict[str, Any]:
+def describe(
+    config: DiscoverConfig, circuit: Circuit, *, revision: str | None, fingerprint: str, examples: Mapping[str, Any], complete: bool
+) -> dict[str, Any]:
     """The content of `circuit.json`, less the thresholds."""
     return {
         "format_version": FORMAT_VERSION,
         "complete": complete,
-        "model": {"id": config.model, "revision": revision},
+        "model": {"id": config.model, "revision": revision, "fingerprint": fingerprint},
         "method": config.method,
         "ablation": config.ablation,
         "levels": [level for level in config.levels if level in circuit.nodes.levels],
         "task": config.task,
         "seed": config.seed,
-        "counts": {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(circuit).items()},
+        "counts": counted(circuit),
         **({"expert_layers": sorted(circuit.nodes.expert_layers)} if circuit.nodes.expert_layers else {}),
         "examples": examples,
         "versions": versions(),
     }
+
+
+def counted(circuit: Circuit) -> dict[str, dict[str, int]]:
+    """By level, nodes `kept` and in `total`."""
+    return {level: {"kept": count.kept, "total": count.total} for level, count in count_nodes(circuit).items()}
 
 
 def versions() -> dict[str, str]:
@@ -184,6 +210,21 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def refuse_other_examples(description: Mapping[str, Any], task: Task, splits: Sequence[SplitName] = SPLITS) -> None:
+    """Raise UserError where `task`, a run's own, has come to hold other examples in these splits: the circuit may have been found on some of them.
+
+    Args:
+        description: the run's.
+    """
+    own, now = description.get("examples", {}).get("fingerprints", {}), task.fingerprints
+    for split in splits:
+        if own.get(split, now[split]) != now[split]:
+            raise UserError(
+                f"expected the {split} examples that the run was made with in {task.source!r}, got others, some of which its circuit may have been "
+                "found on; bring them back (the file, or the seed of the data), or give the new ones another name"
+            )
 
 
 class RunJournal(Journal):
@@ -201,6 +242,7 @@ class RunJournal(Journal):
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
             numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak(), "devices": self.devices}
+            numbers["of"] = self.of
             save_file(tensors, scratch, metadata={"numbers": json.dumps(numbers)})
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
@@ -215,6 +257,10 @@ class RunJournal(Journal):
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"expected a checkpoint of nodesieve, could not read {str(path)!r}: {error}; remove it to start anew") from error
+        before = numbers.pop("of", {})
+        for what in self.of:
+            if before.get(what, self.of[what]) != self.of[what]:
+                raise UserError(f"expected the {what} that the run in {str(self.directory)!r} began with, got others; begin anew with --overwrite")
         self.passes.raise_to(numbers.pop("passes"))
         self.memory.before = max(self.memory.before, numbers.pop("peak_memory_bytes", 0))
         self.devices = list(dict.fromkeys([*numbers.pop("devices", []), *self.devices]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,15 @@ class Scores:
     other: Scores | None = None
     wholes: LevelTensors | None = None
     within: Circuit | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the scores of all levels that have some."""
+        found = hashlib.sha256()
+        for group in ({level: self.values[level] for level in self.levels}, self.wholes or {}):
+            for name, x in group.items():
+                found.update(f"{name} {tuple(x.shape)}".encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def circuit(self, threshold: float) -> Circuit:
         """Keep what scores above `threshold`, then close the hierarchy."""

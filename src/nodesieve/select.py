@@ -142,7 +142,7 @@ def _below_all(scores: Scores) -> float:
 
 def _reference(scores: Scores) -> Tensor:
     """The scores that sizes are counted by: those of the leaves, or of all levels where no leaf is scored."""
-    levels = [level for level in LEAVES if level in scores.levels] or scores.levels
+    levels = [level for level in LEAVES if level in scores.levels and scores.nodes.count(level)] or scores.levels
     return torch.cat([scores.values[level][scores.nodes.present(level)] for level in levels])
 
 

@@ -7,7 +7,8 @@ within the budget. CPR rewards circuits that answer more strongly than the model
 edges, so no area here compares with one made from edges.
 
 Where a node stands in a ranking is the highest threshold at which `Scores.circuit` still keeps it, so a node is no better than its ancestors nor
-than the best of its descendants; a method that scores heads and MLPs as wholes is ranked by those scores (`Scores.wholes`).
+than the best of its descendants; a method that scores heads and MLPs as wholes is ranked by those scores (`Scores.wholes`). Nodes that stand alike,
+as the leaves of a head or an MLP do where only wholes are scored, are cut by their place in it. Levels that have no gates are open and not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from nodesieve.circuit import Circuit
 from nodesieve.evaluation import measure_with_faithfulness
 from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, standing, standing_of_parts
 from nodesieve.tasks.base import SplitName
@@ -38,7 +40,7 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
     for unit in UNITS:
         circuits = [cut(scores, unit, share) for share in SHARES]
         rows = measure_with_faithfulness(problem, circuits, split)
-        total = sum(scores.nodes.count(level) for level in UNITS[unit])
+        total = sum(scores.nodes.count(level) for level in ranking_of(scores, unit))
         points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
         found[unit] = {"points": points, **areas(points), "compactness": compactness(points, budget)}
     return found
@@ -46,8 +48,8 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
 
 def cut(scores: Scores, unit: str, share: float) -> Circuit:
     """The int(share * n) nodes of `unit` that stand highest, what lies above them and, for parts, what lies below."""
-    nodes, levels = scores.nodes, UNITS[unit]
-    ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
+    nodes, ranking = scores.nodes, ranking_of(scores, unit)
+    levels = list(ranking)
     present = torch.cat([nodes.present(level).flatten() for level in levels])
     ranked = torch.cat([ranking[level].flatten() for level in levels]).masked_fill(~present, -torch.inf)
     kept = torch.zeros_like(present)
@@ -57,6 +59,12 @@ def cut(scores: Scores, unit: str, share: float) -> Circuit:
     for level, own in zip(levels, kept.split(sizes), strict=True):  # type: ignore[no-untyped-call]
         masks[level] = own.reshape(nodes.shape(level))
     return Circuit.of(masks, nodes)
+
+
+def ranking_of(scores: Scores, unit: str) -> LevelTensors:
+    """Where the nodes of a unit stand, by level; without levels that are always open, for having no gates of their own nor above or below them."""
+    ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
+    return {level: ranking[level] for level in UNITS[unit] if not bool((ranking[level] == torch.inf).all())}
 
 
 def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

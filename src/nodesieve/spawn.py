@@ -10,7 +10,9 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
-from nodesieve.run import CONFIG, METRICS, has_state, read_config, write_config
+from nodesieve.run import CONFIG, DESCRIPTION, METRICS, has_state, read_config, read_json, refuse_other_examples, write_config
+from nodesieve.tasks import BUILTINS
+from nodesieve.tasks.readers import read_task
 
 
 def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:
@@ -22,6 +24,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     """
     if (directory / CONFIG).is_file():
         _refuse_others(directory, config)
+        refuse_changed_file(directory, config)
     if (directory / METRICS).is_file() and not has_state(directory):
         return
     flags = ["--quiet"] if quiet else []
@@ -41,6 +44,12 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
             with suppress(OSError):
                 directory.rmdir()
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
+
+
+def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
+    """Raise UserError where the file of prompts that the run in `directory` was made with holds others now."""
+    if config.task not in BUILTINS and (directory / DESCRIPTION).is_file():
+        refuse_other_examples(read_json(directory / DESCRIPTION), read_task(config.task, seed=config.seed_of_data))
 
 
 def _call(arguments: list[str]) -> int:

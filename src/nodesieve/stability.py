@@ -18,11 +18,19 @@ from statistics import mean
 import torch
 
 from nodesieve.circuit import Circuit
-from nodesieve.config import DiscoverConfig
+from nodesieve.config import SEEDS, DiscoverConfig
+from nodesieve.discovery import metrics_of
+from nodesieve.evaluation import evaluate_circuit, problem_of
 from nodesieve.levels import LEVELS
-from nodesieve.nodes import NodeSpace
-from nodesieve.run import Run, load_run
+from nodesieve.models import LoadedModel
+from nodesieve.nodes import LevelTensors
+from nodesieve.run import Run, counted, load_run
+from nodesieve.scores import Scores
+from nodesieve.select import judge
 from nodesieve.spawn import ensure_run
+from nodesieve.tasks.base import Task
+
+STABILITY, CONSENSUS = "stability.json", "consensus"
 
 
 def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False) -> list[Run]:
@@ -31,9 +39,8 @@ def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_
     Raises:
         UserError, KeyboardInterrupt: as `ensure_run`.
     """
-    first = run.config.seed + 1
     found = []
-    for seed in range(first, first + count):
+    for seed in ((run.config.seed + 1 + i) % SEEDS for i in range(count)):
         place = directory / f"seed-{seed}"
         ensure_run(place, resampled(run.config, seed), quiet=quiet, trust_remote_code=trust_remote_code)
         found.append(load_run(place))
@@ -71,8 +78,36 @@ def chance(a: int, b: int, total: int) -> float:
     return shared / (a + b - shared)
 
 
+def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loaded: LoadedModel, task: Task) -> Run:
+    """What `consensus` keeps, measured like any run's circuit; a node's score is how many of the circuits keep it.
+
+    Args:
+        run: the first of the runs, whose options and data they share.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    shared, threshold, config = consensus(circuits, at_least=at_least), at_least - 0.5, run.config
+    scores = Scores(values=votes(circuits), nodes=shared.nodes, levels=shared.nodes.levels)
+    problem = problem_of(loaded, task, run, splits=("validation", "test"))
+    (kl,) = problem.losses([shared], "validation")
+    evaluation = evaluate_circuit(problem, shared, splits=("validation", "test"))
+    about = {"runs": len(circuits), "at_least": at_least}
+    return Run(
+        config=config,
+        circuit=shared,
+        scores=scores,
+        threshold=threshold,
+        metrics={**metrics_of(problem, judge(shared, scores, threshold, kl, config.kl_budget), evaluation, config), "consensus": about},
+        description={**run.description, "method": CONSENSUS, "counts": counted(shared), CONSENSUS: about},
+    )
+
+
+def votes(circuits: Sequence[Circuit]) -> LevelTensors:
+    """How many of the circuits keep each node, (*shape(level))."""
+    return {level: torch.stack([circuit.masks[level].float() for circuit in circuits]).sum(0) for level in LEVELS}
+
+
 def consensus(circuits: Sequence[Circuit], *, at_least: int) -> Circuit:
     """The nodes that at least so many of the circuits keep, closed."""
-    nodes: NodeSpace = circuits[0].nodes
-    votes = {level: torch.stack([circuit.masks[level].int() for circuit in circuits]).sum(0) for level in LEVELS}
-    return Circuit.of({level: count >= at_least for level, count in votes.items()}, nodes)
+    return Circuit.of({level: count >= at_least for level, count in votes(circuits).items()}, circuits[0].nodes)

@@ -18,7 +18,9 @@ from nodesieve.errors import UserError
 @click.option("--task", help="as for discover  [default: ioi]")
 @click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
 @click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ...")
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ..., or from the config's seed on"
+)
 @click.option("--levels", help="levels that get gates, the same for every method, as for discover  [default: all but embedding]")
 @click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
@@ -59,7 +61,9 @@ def command(
             print(text, file=sys.stderr)
 
     with goes_on():
-        found = run_comparison(config, out, methods=names, seeds=range(seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code)
+        found = run_comparison(
+            config, out, methods=names, seeds=range(config.seed, config.seed + seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code
+        )
     write_text(out / "compare.html", render(found))
     print_comparison(
         found, title=f"{config.task} in {config.model}, KL budget {config.kl_budget:g}, means over {seeds} {'seed' if seeds == 1 else 'seeds'}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,7 +15,7 @@ from typing import Any, get_type_hints
 import click
 
 from nodesieve.cli.common import trust_remote_code_option
-from nodesieve.config import DiscoverConfig, choices, default_of, make_config
+from nodesieve.config import LEARNED_GATES, READ_BY, DiscoverConfig, choices, default_of, make_config
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.levels import LEVELS
 
@@ -73,26 +75,36 @@ def command(
     out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
 ) -> None:
     """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
-    from nodesieve.run import DESCRIPTION, METRICS, STATES, has_state, read_config
+    from nodesieve.report.page import render
+    from nodesieve.run import DESCRIPTION, METRICS, REPORT, STATES, has_state, load_run, read_config, write_text
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
-        if given or config_file or out:
+        if given or config_file or out or overwrite:
             raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet goes with it")
         if not (resume / "config.yaml").is_file():
             raise UserError(f"--resume expects the directory of an unfinished run, found no config.yaml in {str(resume)!r}")
         config, directory = read_config(resume), resume
         if (directory / METRICS).is_file() and not has_state(directory):
+            if not (directory / REPORT).is_file():  # it was stopped while that was drawn
+                write_text(directory / REPORT, render([(directory.name, load_run(directory))]))
+                print(f"report: {directory / REPORT}")
+                return
             raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
     else:
-        base = read_config(config_file).to_dict() if config_file else {}
-        config = make_config({**base, **given})
+        if config_file:
+            config = read_config(config_file).changed(given)
+        else:
+            learns = any(READ_BY.get(name) == LEARNED_GATES for name in given)  # given, be it at its default
+            config = make_config({**({"method": LEARNED_GATES[0]} if learns else {}), **given})
         directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
         used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), "config.yaml") if (directory / name).exists()]
         if used and not overwrite:
             raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
         if directory.is_file():
             raise UserError(f"--out expects a directory, got the file {str(directory)!r}")
+        if config.within is not None and directory.resolve() == Path(config.within).resolve():
+            raise UserError(f"--within expects the directory of another run than --out, got {str(directory)!r} for both")
     _discover(config, directory, fresh=resume is None, quiet=quiet, trust_remote_code=trust_remote_code)
 
 
@@ -102,28 +114,16 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
     from nodesieve.report.page import render
-    from nodesieve.run import CIRCUIT, DESCRIPTION, HISTORY, METRICS, REPORT, STATES, has_state, write_config, write_text
+    from nodesieve.run import METRICS, REPORT, STATES, write_config, write_text
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
     task = task_of(config, loaded.tokenizer)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    with _set_aside(directory) if fresh else nullcontext(), ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
         if fresh:
-            for name in (METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, *STATES.values()):
-                (directory / name).unlink(missing_ok=True)
             write_config(directory, config)
-    except OSError as error:
-        raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
-    with ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
         try:
             run = run_discovery(loaded, task, config, journal=journal)
-        except UserError:
-            if fresh and not has_state(directory):  # refused before it began: leave nothing that looks like a run
-                (directory / "config.yaml").unlink(missing_ok=True)
-                with suppress(OSError):
-                    directory.rmdir()  # if nothing else is in it
-            raise
         except KeyboardInterrupt as interrupted:
             if isinstance(interrupted, Interrupted):
                 interrupted.run.save(directory)
@@ -139,6 +139,41 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     else:
         print_summary(run)
         print(f"report: {directory / REPORT}")
+
+
+@contextmanager
+def _set_aside(directory: Path) -> Iterator[None]:
+    """Makes room for a run in `directory`. What another one has left there goes for good only once the new one is done or was stopped; where it is
+    refused before it has found anything, all is as it was."""
+    from nodesieve.compare import CURVE
+    from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, HISTORY, METRICS, REPORT, STATES, has_state
+    from nodesieve.stability import STABILITY
+
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=directory, prefix=".before-"))
+        for name in (CONFIG, METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, CURVE, STABILITY, *STATES.values()):
+            if (directory / name).is_file():
+                (directory / name).rename(aside / name)
+    except OSError as error:
+        raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
+    try:
+        yield
+    except click.exceptions.Exit:  # stopped
+        raise
+    except BaseException:
+        if not has_state(directory):
+            for name in (CONFIG, HISTORY):
+                (directory / name).unlink(missing_ok=True)
+            for path in aside.iterdir():
+                path.rename(directory / path.name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()  # if nothing is in it
 
 
 @contextmanager

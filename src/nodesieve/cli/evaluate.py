@@ -57,6 +57,9 @@ def command(
     if not run.metrics:
         print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
     loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
+    made_on = run.description["model"].get("fingerprint")
+    if made_on not in (None, loaded.fingerprint):
+        print(f"the weights of {loaded.id} are not those that the circuit was found in", file=sys.stderr)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))
@@ -64,7 +67,7 @@ def command(
     title = f"{directory} on {examples.name}, {split} data ({counts_in_words(used)}), {problem.ablation_name} ablation"
     shown = asdict(evaluation)
     if not as_json:
-        print_evaluation(evaluation, title=title)
+        print_evaluation(evaluation, split=split, title=title)
     if with_curve:
         shown["size_curve"] = size_curve(problem, run.scores, split=split, budget=run.config.kl_budget)
         if not as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nodesieve.cli.common import run_argument
+from nodesieve.cli.common import run_argument, trust_remote_code_option
 from nodesieve.errors import UserError
 
 
@@ -15,7 +15,8 @@ from nodesieve.errors import UserError
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["mib"]), default="mib", show_default=True, help="mib: Mechanistic Interpretability Benchmark")
 @click.option("--model", help="the model, where it has moved since the run")
-def command(directory: Path, out: Path, kind: str, model: str | None) -> None:
+@trust_remote_code_option
+def command(directory: Path, out: Path, kind: str, model: str | None, trust_remote_code: bool) -> None:
     """Write the circuit in DIRECTORY to the file OUT: its heads and MLPs, with scores."""
     from nodesieve.interop import to_mib
     from nodesieve.models import model_of
@@ -25,6 +26,6 @@ def command(directory: Path, out: Path, kind: str, model: str | None) -> None:
     run = load_run(directory)
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
-    loaded = model_of(run.config, model=model)
+    loaded = model_of(run.config, model=model, trust_remote_code=trust_remote_code)
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
     print(out)

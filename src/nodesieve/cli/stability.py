@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import click
@@ -23,11 +23,12 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     import json
 
     from nodesieve.console import print_agreement, print_evaluation
-    from nodesieve.evaluation import evaluate as measure
+    from nodesieve.evaluation import Evaluation
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
     from nodesieve.run import load_run, write_json
-    from nodesieve.stability import agreement, consensus, repeat
+    from nodesieve.spawn import refuse_changed_file
+    from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
@@ -36,27 +37,29 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     at_least = agree or (1 + seeds) // 2 + 1
     if at_least > 1 + seeds:
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
+    refuse_changed_file(directory, run.config)
     with goes_on():
         runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
     circuits = [one.circuit for one in runs]
-    shared = consensus(circuits, at_least=at_least)
     loaded = model_of(run.config, trust_remote_code=trust_remote_code)
-    evaluation = measure(loaded, task_of(run.config, loaded.tokenizer), replace(run, circuit=shared))
+    shared = consensus_run(run, circuits, at_least=at_least, loaded=loaded, task=task_of(run.config, loaded.tokenizer))
+    shared.save(directory / "stability" / CONSENSUS)
+    evaluation = Evaluation(**{field.name: shared.metrics[field.name] for field in fields(Evaluation)})
     found = {
         "runs": len(runs),
         "levels": agreement(circuits),
         "consensus": {
             "at_least": at_least,
-            "size": shared.size,
-            "nodes": {level: shared.kept(level) for level in shared.nodes.levels},
+            "size": shared.circuit.size,
+            "nodes": {level: shared.circuit.kept(level) for level in shared.circuit.nodes.levels},
             **asdict(evaluation),
         },
     }
-    write_json(directory / "stability.json", found)
+    write_json(directory / STABILITY, found)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
         print_agreement(found, title=f"{len(runs)} runs like {directory}")
-        print_evaluation(
-            evaluation, title=f"nodes kept by at least {at_least} of {len(runs)} runs ({in_percent(shared.size)} of the leaves), test data"
-        )
+        title = f"nodes kept by at least {at_least} of {len(runs)} runs ({in_percent(shared.circuit.size)} of the leaves), test data"
+        print_evaluation(evaluation, split="test", title=title)
+        print(f"the circuit that they agree on: {directory / 'stability' / CONSENSUS}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from nodesieve.cli.common import trust_remote_code_option
 from nodesieve.errors import UserError
 
 
 @click.command("tasks", short_help="List the built-in tasks.")
 @click.option("--model", help="show examples as they are drawn for this model's tokenizer")
 @click.option("--seed", default=0, show_default=True, type=int)
-def command(model: str | None, seed: int) -> None:
+@trust_remote_code_option
+def command(model: str | None, seed: int, trust_remote_code: bool) -> None:
     """List the built-in tasks; with --model, with examples."""
     from nodesieve.tasks import BUILTINS
 
@@ -18,7 +20,7 @@ def command(model: str | None, seed: int) -> None:
     if model is not None:
         from nodesieve.models import load_model
 
-        loaded = load_model(model)
+        loaded = load_model(model, trust_remote_code=trust_remote_code)
     for builtin in BUILTINS.values():
         print(f"{builtin.name:18} {builtin.description}")
         if loaded is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Batch
+from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
@@ -131,13 +132,13 @@ class _Search:
         return total / sum(len(batch.answers) for batch, _, _ in self._batches)
 
     def _gates(self, closed: Sequence[_Node]) -> LevelTensors:
-        gates = self.nodes.full(1.0, device=self._learner.model.device)
+        masks = {level: self.nodes.present(level).clone() for level in LEVELS}
         for layer, head in closed:
             if head < 0:
-                gates["mlp_block"][layer] = 0
+                masks["mlp_block"][layer] = False
             else:
-                gates["head"][layer, head] = 0
-        return gates
+                masks["head"][layer, head] = False
+        return {level: gate.to(self._learner.model.device) for level, gate in Circuit.of(masks, self.nodes).gates().items()}
 
     def scores(self) -> Scores:
         """0, 1, 2, ... in the order in which nodes went; those that are left, above."""

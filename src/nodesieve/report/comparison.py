@@ -18,8 +18,13 @@ def render(found: Mapping[str, Any]) -> str:
     curves = {line["method"]: list(line["leaves_kl"].items()) for line in lines}
     sizes = {line["method"]: (line["size"], line["met"] == line["runs"]) for line in lines}
     pictures = [circuit_sizes(sizes), size_curves(curves, found["budget"])]
+    versions: dict[str, list[str]] = {}
+    for row in found["rows"]:
+        said = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        versions.setdefault(said, []).append(f"{row['method']}-{row['seed']}")
     return template("comparison.html").render(
         found=found,
+        versions=versions,
         tables=tables(found["rows"]),
         seeds=sorted({row["seed"] for row in found["rows"]}),
         pictures=[Markup(svg) for svg in pictures],  # noqa: S704  drawn by us from numbers

@@ -6,6 +6,7 @@ cuts every pool 60/20/20, so that no name or noun of one split is ever seen in a
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,15 +39,25 @@ class Task:
     """Examples by split.
 
     Attributes:
+        source: what `--task` finds it by: a built-in task's name or a file's path.
         metrics: what is measured beside the metrics of every task.
+        duplicates: how many examples were left out for being there twice.
         redrawn: further training examples, drawn from the words of the training split and others, none of them in another split. A circuit
             fits the words that it was learned on, so a built-in task gives more of them, and of their combinations, than its training split.
     """
 
     name: str
     splits: Mapping[str, Sequence[Example]]
+    source: str = ""
     metrics: tuple[str, ...] = ()
     redrawn: tuple[Example, ...] = ()
+    duplicates: int = 0
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """By split, the hexadecimal SHA-256 of its examples, in order."""
+        parts = {split: (*examples, *(self.redrawn if split == "train" else ())) for split, examples in self.splits.items()}
+        return {split: hashlib.sha256(repr(examples).encode("utf-8", "surrogatepass")).hexdigest() for split, examples in parts.items()}
 
 
 Pools = Mapping[str, Sequence[str]]
@@ -102,7 +113,7 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
             )
     widened = _widened(parts, builtin.further(is_token))
     redrawn = _draw(builtin, rng, widened, is_token, count=redraws * sizes["train"], but=splits["train"])
-    return Task(name=builtin.name, splits=splits, metrics=builtin.metrics, redrawn=redrawn)
+    return Task(name=builtin.name, source=builtin.name, splits=splits, metrics=builtin.metrics, redrawn=redrawn)
 
 
 def _widened(parts: Mapping[str, Pools], further: Pools) -> Pools:

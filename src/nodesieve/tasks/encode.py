@@ -46,6 +46,7 @@ class EncodedTask:
     skipped: dict[str, dict[str, int]]
     shown: tuple[str, ...]
     left_out: dict[str, str]  # one pair of each split that was skipped for its lengths
+    source: str = ""  # as in `Task`
 
     def __getitem__(self, split: SplitName) -> Split:
         return self.splits[split]
@@ -104,6 +105,7 @@ def encode(
         splits[name] = Split(examples=tuple(kept), pad_id=pad_id, device=device, padding_side=encoding.padding_side)
     return EncodedTask(
         name=task.name,
+        source=task.source,
         splits=splits,
         metrics=task.metrics,
         skipped=skipped,
@@ -144,6 +146,12 @@ class _Encoder:
             )
         if not clean or corrupted == ():
             raise UserError(f"expected prompts of at least one token, got {example.clean!r} / {example.corrupted!r}")
+        highest = max(token for row in (clean, corrupted or (), *answers, *distractors) for token in row)
+        if highest >= self._vocabulary:
+            raise UserError(
+                f"expected a tokenizer of the model's {self._vocabulary} tokens, got one that gives token {highest} for {example.clean!r}; is it of "
+                "this model?"
+            )
         first = EncodedExample(clean=clean, corrupted=corrupted, answers=tuple(wanted), distractors=tuple(unwanted))
         found = [first, *(self._further(first, answers[0]) if self._encoding.answer_tokens == "all" else ())]
         longest = max(len(found[-1].clean), len(found[-1].corrupted or ()))

@@ -59,7 +59,7 @@ def read_task(path: str | Path, *, seed: int) -> Task:
     if reader is None:
         known = "; ".join(reader.name for reader in READERS)
         raise UserError(f"{path}, line 1: expected one of these formats: {known}; got {text.lstrip()[:80].splitlines()[0]!r}")
-    return Task(name=where.stem, splits=split_rows(_limited(reader.read(text, str(path)), str(path)), str(path), seed))
+    return _task(where.stem, _limited(reader.read(text, str(path)), str(path)), path=str(path), seed=seed)
 
 
 def task_from_records(
@@ -98,7 +98,12 @@ def task_from_records(
                 plain = {key: record[renamed.get(key, key)] for key in known if renamed.get(key, key) in record}
                 yield _row(plain if split is None else {**plain, "split": split}, at, line=number)
 
-    return Task(name=name, splits=split_rows(_limited(rows(), name), name, seed))
+    return _task(name, _limited(rows(), name), path=name, seed=seed)
+
+
+def _task(name: str, rows: list[Row], *, path: str, seed: int) -> Task:
+    splits = split_rows(rows, path, seed)
+    return Task(name=name, source=path, splits=splits, duplicates=len(rows) - sum(map(len, splits.values())))
 
 
 def split_rows(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example, ...]]:
@@ -150,7 +155,7 @@ def _text_of(path: Path) -> str:
 
 
 def _read_lines(text: str, path: str) -> Iterator[Row]:
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         at = f"{path}, line {number}"
@@ -321,10 +326,15 @@ def _split_name(row: Mapping[str, Any], at: str) -> str | None:
     return value
 
 
+def _lines(text: str) -> list[str]:
+    """At ends of lines alone: `splitlines` cuts at some characters that JSON strings may hold, too."""
+    return re.split(r"\r\n|\n|\r", text)
+
+
 def _first_object(text: str) -> Any:
     """The JSON value on the first line that holds anything; None if it is not JSON."""
     try:
-        return json.loads(text.lstrip().splitlines()[0])
+        return json.loads(_lines(text.lstrip())[0])
     except (ValueError, RecursionError):
         return None
 
@@ -339,7 +349,7 @@ def _is_prompts(text: str) -> bool:
 
 
 def _is_csv(text: str) -> bool:
-    header = [name.strip('"') for name in text.splitlines()[0].split(",")]
+    header = [name.strip('"') for name in _lines(text)[0].split(",")]
     return "clean" in header and len(header) > 1
 
 
