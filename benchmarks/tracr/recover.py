@@ -34,7 +34,10 @@ sys.path.append(str(HERE.parent))
 from machine import machine, provenance, versions  # noqa: E402
 
 BUDGET = 0.001  # nats; the least that a needed node costs, closed alone, is 0.0039
-COMPARED = ("sieve", "multigranular", "nested", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient", "activation_difference", "random")
+COMPARED = (
+    *("sieve", "multigranular", "nested", "coarse", "greedy", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"),
+    *("activation_difference", "weight_magnitude", "random"),
+)
 ABLATIONS = ("counterfactual", "mean", "zero")
 FINE = ("head_dim", "mlp_neuron", "mlp_output")
 
