@@ -350,6 +350,23 @@ def test_what_is_measured_are_the_examples_of_the_run(model_directory: Path, tmp
     assert nodesieve("discover", "--resume", tmp_path / "stopped", "--quiet") == 0
 
 
+def test_what_a_user_should_know_of_a_run_is_told(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = prompts_of_names(tmp_path / "task.jsonl"), tmp_path / "run"
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+    command = ["discover", "--model", model_directory, "--task", file, "--out", out, "--controller", "kl_budget"]
+    assert nodesieve(*command, *quick_flags(redraws=2)) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "left out for being there twice: 1" in error
+    assert "only 8 validation examples decide" in error
+    assert "--train-size has no effect on prompts of one's own" in error
+    assert "--redraws has no effect on prompts of one's own" in error
+    assert load_run(out).config.method == "multigranular"  # as any controller asks for, be it the default one
+    assert json.loads((out / "circuit.json").read_text())["examples"]["duplicates"] == 1
+    assert "Left out for being there twice: 1" in (out / "report.html").read_text()
+    assert nodesieve("discover", "--config", out / "config.yaml", "--method", "sieve", "--out", tmp_path / "other", "--quiet") == 0
+    assert load_run(tmp_path / "other").config.penalties == make_config({"method": "sieve"}).penalties
+
+
 def test_a_circuit_in_other_weights_is_measured_with_a_word_about_it(
     loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

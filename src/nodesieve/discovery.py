@@ -233,7 +233,7 @@ def _examples_in_words(problem: Problem, task: Task) -> Iterator[str]:
         if split in problem.task.left_out:
             yield f"skipped in {split}, e.g.: {problem.task.left_out[split]}"
     if task.duplicates:
-        yield f"left out: {task.duplicates} examples that are there twice"
+        yield f"left out for being there twice: {task.duplicates}"
     if len(problem.task["validation"]) < FEW:
         yield (
             f"only {len(problem.task['validation'])} validation examples decide what goes and whether the KL budget is met: with fewer than {FEW}, "
