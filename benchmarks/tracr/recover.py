@@ -4,7 +4,7 @@ The truth is that of `tracr_models.truth`, under each ablation. Precision and re
 what any needed node costs, before and after polishing; AUROC is of the scores, whatever the budget: how often a needed node stands above one
 that is not.
 
-    python benchmarks/tracr/recover.py         # some 5 minutes on 2 cores
+    python benchmarks/tracr/recover.py         # some 8 minutes on 2 cores
 """
 
 from __future__ import annotations
