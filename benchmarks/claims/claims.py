@@ -210,7 +210,7 @@ def collected(runs: Path) -> dict[str, Any]:
 def rows_of(directory: Path) -> list[dict[str, Any]]:
     """A row for each finished run of a comparison."""
     return [
-        {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU), "versions": run.description["versions"]}
+        {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU)}
         for method in METHODS
         for place, run in finished(directory, f"{method}-[0-9]")
         if (place / CURVE).is_file()

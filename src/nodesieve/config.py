@@ -5,7 +5,7 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal, get_args
 
@@ -260,7 +260,7 @@ class DiscoverConfig:
     @property
     def drawn(self) -> tuple[str, ...]:
         """Options that are set and say how many examples of a built-in task are drawn."""
-        return tuple(field.name for field in fields(self) if field.name in DRAWN and getattr(self, field.name) != default_of(field))
+        return tuple(_set(self, DRAWN))
 
     @property
     def seed_of_data(self) -> int:
@@ -282,10 +282,10 @@ def _penalties(method: str) -> PerLevel:
     return PRICES if method == "sieve" else PENALTIES
 
 
-def _set(config: DiscoverConfig) -> Iterator[str]:
-    """Those of `READ_BY` that are not at their default."""
+def _set(config: DiscoverConfig, names: Collection[str] = READ_BY) -> Iterator[str]:
+    """Those of the options that are not at their default."""
     for field in fields(DiscoverConfig):
-        if field.name in READ_BY:
+        if field.name in names:
             usual, value = PER_LEVEL.get(field.name, default_of(field)), getattr(config, field.name)
             if ({**usual, **value} if field.name in PER_LEVEL else value) != usual:
                 yield field.name

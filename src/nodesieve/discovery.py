@@ -68,7 +68,8 @@ def discover(
     journal.passes = problem.model.passes
     journal.memory.device = problem.model.device
     journal.devices = [device_name(problem.model.device)]
-    journal.of = {"weights": loaded.fingerprint, **{f"{split} examples": found for split, found in task.fingerprints.items()}}
+    weights, fingerprints = loaded.fingerprint, task.fingerprints
+    journal.of = {"weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
     problem.within = _within(problem, config)
     problem.remember = remembering(config, journal.scratch)
     if not set(config.levels) & set(problem.nodes.levels):
@@ -81,9 +82,9 @@ def discover(
         _refuse_nothing_to_find(problem, config)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
-    examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": task.fingerprints}
+    examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
-    described = partial(describe, config, revision=loaded.revision, fingerprint=loaded.fingerprint, examples=examples)
+    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, examples=examples)
     journal.say("scoring")
     clock = time.monotonic()
     try:
@@ -245,6 +246,4 @@ def _unread(config: DiscoverConfig, task: Task) -> Iterator[str]:
     for name in config.unread:
         yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(READ_BY[name])}"
     if task.source not in BUILTINS:
-        yield from (
-            f"--{name.replace('_', '-')} has no effect on prompts of one's own, of which there are as many as there are" for name in config.drawn
-        )
+        yield from (f"--{name.replace('_', '-')} has no effect on prompts of one's own" for name in config.drawn)

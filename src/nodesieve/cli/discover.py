@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
@@ -18,6 +18,9 @@ from nodesieve.cli.common import trust_remote_code_option
 from nodesieve.config import LEARNED_GATES, READ_BY, DiscoverConfig, choices, default_of, make_config
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.levels import LEVELS
+
+if TYPE_CHECKING:
+    from nodesieve.run import Run
 
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,8 +78,7 @@ def command(
     out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
 ) -> None:
     """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
-    from nodesieve.report.page import render
-    from nodesieve.run import DESCRIPTION, METRICS, REPORT, STATES, has_state, load_run, read_config, write_text
+    from nodesieve.run import DESCRIPTION, METRICS, REPORT, STATES, has_state, load_run, read_config
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
@@ -87,8 +89,7 @@ def command(
         config, directory = read_config(resume), resume
         if (directory / METRICS).is_file() and not has_state(directory):
             if not (directory / REPORT).is_file():  # it was stopped while that was drawn
-                write_text(directory / REPORT, render([(directory.name, load_run(directory))]))
-                print(f"report: {directory / REPORT}")
+                print(f"report: {_report(directory, load_run(directory))}")
                 return
             raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
     else:
@@ -113,8 +114,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import Interrupted
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
-    from nodesieve.report.page import render
-    from nodesieve.run import METRICS, REPORT, STATES, write_config, write_text
+    from nodesieve.run import METRICS, STATES, write_config
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
@@ -131,14 +131,23 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
             print(f"stopped; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory)
-    write_text(directory / REPORT, render([(directory.name, run)]))
+    report = _report(directory, run)
     for name in STATES.values():
         (directory / name).unlink(missing_ok=True)
     if quiet:
         print(directory)
     else:
         print_summary(run)
-        print(f"report: {directory / REPORT}")
+        print(f"report: {report}")
+
+
+def _report(directory: Path, run: Run) -> Path:
+    """Draw the run's report into its directory."""
+    from nodesieve.report.page import render
+    from nodesieve.run import REPORT, write_text
+
+    write_text(directory / REPORT, render([(directory.name, run)]))
+    return directory / REPORT
 
 
 @contextmanager

@@ -132,13 +132,9 @@ class _Search:
         return total / sum(len(batch.answers) for batch, _, _ in self._batches)
 
     def _gates(self, closed: Sequence[_Node]) -> LevelTensors:
-        masks = {level: self.nodes.present(level).clone() for level in LEVELS}
-        for layer, head in closed:
-            if head < 0:
-                masks["mlp_block"][layer] = False
-            else:
-                masks["head"][layer, head] = False
-        return {level: gate.to(self._learner.model.device) for level, gate in Circuit.of(masks, self.nodes).gates().items()}
+        heads, mlps = [node for node in closed if node[1] >= 0], [node[:1] for node in closed if node[1] < 0]
+        gone = {"head": torch.tensor(heads, dtype=torch.long).reshape(-1, 2), "mlp_block": torch.tensor(mlps, dtype=torch.long).reshape(-1, 1)}
+        return {level: gate.to(self._learner.model.device) for level, gate in Circuit.whole(self.nodes).without(gone).gates().items()}
 
     def scores(self) -> Scores:
         """0, 1, 2, ... in the order in which nodes went; those that are left, above."""
