@@ -1,9 +1,11 @@
 """What the method's paper claims and what we claim, measured on SmolLM2-135M: docs/claims.md is filled from here.
 
+What there is to measure stands in plan.py, how the page shows it in page.py.
+
 Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
 
 - `TASK/METHOD-SEED`: every method of METHODS through the same selection at a KL budget of 0.25 (claims i and iii);
-- `TASK/outputs-open/METHOD-SEED`: those of WITH_OUTPUTS_OPEN again with no gates on MLP outputs, which `size` does not count (claim i);
+- `TASK/SETTING/METHOD-SEED`: some of them again with the options of each of SETTINGS (claim i);
 - `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
 - `nodesieve evaluate --controls` of the sieve's circuits: random circuits, the complement, partly ablated complements, parts closed alone;
 - `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
@@ -22,9 +24,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -32,59 +33,23 @@ import torch
 from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
-from nodesieve.compare import CURVE, row, tables
-from nodesieve.controls import ABLATED_WITH, controls_file, summary
+from nodesieve.compare import CURVE, row
+from nodesieve.controls import controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
-from nodesieve.levels import DEFAULT_LEVELS, LEAVES
-from nodesieve.metrics import in_percent
+from nodesieve.levels import LEAVES
 from nodesieve.models import model_of
 from nodesieve.run import Run, read_json
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))
+sys.path += [str(HERE.parent), str(HERE)]
 from circuits import fill  # noqa: E402
-from machine import machine, provenance  # noqa: E402
+from machine import machine  # noqa: E402
+from page import markdown, on_cpu  # noqa: E402
+from plan import CONTROLLED, CPU, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE  # noqa: E402
 
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
-# On the last no default was ever tuned, nor was it looked at before.
-TASKS = ("ioi", "greater_than", "gendered_pronoun", "subject_verb_agreement")
-METHODS = (
-    *("sieve", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
-    *("activation_difference", "weight_magnitude", "random"),
-)
-WITH_OUTPUTS_OPEN = ("sieve", "fisher", "gate_gradient_ig")
-OUTPUTS_OPEN = "outputs-open"
-WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
-SHORT = 160
-
-
-def without(level: str) -> list[str]:
-    """The usual levels but one."""
-    return [other for other in DEFAULT_LEVELS if other != level]
-
-
-LEARNED = {"method": "multigranular"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    **{
-        f"without {level}": {"levels": without(level)}
-        for level in ("layer", "attention_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_output")
-    },
-    "learned gates": LEARNED,
-    "learned gates, one sample a batch": {**LEARNED, "gate_samples": "batch"},
-    "learned gates, penalties nested": {**LEARNED, "penalty_form": "nested"},
-    "learned gates, penalties reached": {**LEARNED, "penalty_form": "reached"},
-    "learned gates, controller fixed": {**LEARNED, "controller": "fixed"},
-    "learned gates, controller target_size at 0.5": {**LEARNED, "controller": "target_size", "target_size": 0.5},
-}
-ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
-PARTS = ("compare", OUTPUTS_OPEN, "controls", "within", "variants")
-CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
-DRAWS = 5
-BUDGET = 0.25
-CPU = "cpu"  # as runs name it, the first of which named no device
 
 
 def main() -> None:
@@ -97,12 +62,13 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
     runs = options.runs[0]
-    few = [method for method in WITH_OUTPUTS_OPEN if method in options.methods]
     for task in () if options.collect else options.only:
         if "compare" in options.parts:
             compared(runs / task, task, options.methods, options.seeds)
-        if OUTPUTS_OPEN in options.parts and few:
-            compared(runs / task / OUTPUTS_OPEN, task, few, options.seeds, "--levels", ",".join(without("mlp_output")))
+        for name, setting in SETTINGS.items():
+            few = [method for method in setting.methods if method in options.methods and task in setting.tasks]
+            if name in options.parts and few:
+                compared(runs / task / name, task, few, options.seeds, *flags(setting.options))
         if "controls" in options.parts and CONTROLLED in options.methods:
             for seed in range(options.seeds):
                 nodesieve("evaluate", runs / task / f"{CONTROLLED}-{seed}", "--controls")
@@ -123,16 +89,23 @@ def nodesieve(*arguments: Any) -> None:
     subprocess.run([sys.executable, "-m", "nodesieve", *map(str, arguments)], check=True)
 
 
-def compared(out: Path, task: str, methods: Sequence[str], seeds: int, *flags: Any) -> None:
-    nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *flags, "--out", out)
+def flags(options: Mapping[str, Any]) -> list[Any]:
+    """Of the command line, for options by their names in a config."""
+    return [
+        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
+    ]
 
 
-def discovered(out: Path, *flags: Any) -> None:
+def compared(out: Path, task: str, methods: Sequence[str], seeds: int, *more: Any) -> None:
+    nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
+
+
+def discovered(out: Path, *more: Any) -> None:
     """Make the run in `out`, or go on with it, unless it is done."""
     if (out / "checkpoint.safetensors").is_file():
         nodesieve("discover", "--resume", out)
     elif not (out / "metrics.json").is_file():
-        nodesieve("discover", "--out", out, "--overwrite", *flags)
+        nodesieve("discover", "--out", out, "--overwrite", *more)
 
 
 def within(runs: Path, task: str, method: str, seed: int) -> None:
@@ -162,10 +135,7 @@ def drawn_within(outer: Circuit, inner: Circuit, *, seed: int) -> Circuit:
 
 
 def variant(runs: Path, name: str, changed: dict[str, Any]) -> None:
-    flags = [
-        part for option, value in changed.items() for part in (f"--{option.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
-    ]
-    discovered(runs / slug(name), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags)
+    discovered(runs / slug(name), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags(changed))
 
 
 def slug(name: str) -> str:
@@ -173,9 +143,9 @@ def slug(name: str) -> str:
 
 
 def collected(runs: Path) -> dict[str, Any]:
-    tasks, outputs_open, beside, inside = {}, {}, [], []
+    tasks, beside, inside = {}, [], []
     for task in TASKS:
-        tasks[task], outputs_open[task] = rows_of(runs / task), rows_of(runs / task / OUTPUTS_OPEN)
+        tasks[task] = rows_of(runs / task)
         for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
             measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
             kept = read_json(measured) if measured.is_file() else {}
@@ -200,7 +170,7 @@ def collected(runs: Path) -> dict[str, Any]:
     return {
         "versions": here[-1] if here else {},
         "tasks": tasks,
-        "outputs_open": outputs_open,
+        "settings": {name: {task: rows_of(runs / task / name) for task in setting.tasks} for name, setting in SETTINGS.items()},
         "controls": beside,
         "within": inside,
         "variants": variants,
@@ -217,15 +187,6 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
-def on_cpu(one: dict[str, Any]) -> bool:
-    return bool(one["device"] == CPU)
-
-
-def cost_on_cpu(one: dict[str, Any]) -> dict[str, Any]:
-    """A row whose cost may stand beside that of runs on a CPU: none where it was on a GPU, where corrupted prompts are read anew, too."""
-    return one if on_cpu(one) else {**one, **dict.fromkeys(("seconds", "polish_seconds", "peak_memory_bytes", "passes"))}
-
-
 def joined(*parts: dict[str, Any]) -> dict[str, Any]:
     """All that was measured; of what was measured twice, what stands in a later part."""
 
@@ -236,14 +197,14 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
     def all_of(part: str, nothing: Any = ()) -> list[Any]:
         return [one.get(part, nothing) for one in parts]
 
-    def by_task(part: str) -> dict[str, list[dict[str, Any]]]:
-        found = {task: rows([some.get(task, []) for some in all_of(part, {})], "method", "seed", "device") for task in TASKS}
+    def by_task(parts: list[Any]) -> dict[str, list[dict[str, Any]]]:
+        found = {task: rows([some.get(task, []) for some in parts], "method", "seed", "device") for task in TASKS}
         return {task: some for task, some in found.items() if some}
 
     return {
         "versions": next((one["versions"] for one in reversed(parts) if one.get("versions")), {}),
-        "tasks": by_task("tasks"),
-        "outputs_open": by_task("outputs_open"),
+        "tasks": by_task(all_of("tasks", {})),
+        "settings": {name: by_task([some.get(name, {}) for some in all_of("settings", {})]) for name in SETTINGS},
         "controls": rows(all_of("controls"), "task", "seed"),
         "within": rows(all_of("within"), "task", "method", "seed"),
         "variants": rows(all_of("variants"), "name"),
@@ -269,146 +230,8 @@ def brief(run: Run) -> dict[str, Any]:
         **{name: run.metrics["circuit"]["test"][name] for name in names},
         "validation_kl": run.metrics["circuit"]["validation"]["kl"],
         "seconds": run.metrics["seconds"],
+        "device": run.metrics.get("device", CPU),
     }
-
-
-def markdown(result: dict[str, Any]) -> str:
-    parts = ["### Sizes, seed by seed", "", *at_a_glance(result), ""]
-    for task, rows in result["tasks"].items():
-        parts += [f"### {task}", ""]
-        for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
-            parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
-        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows), ""]
-    for task, rows in result["outputs_open"].items():
-        headings, *lines = tables([cost_on_cpu(one) for one in rows])["smallest circuit"]
-        parts += [f"### {task}, MLP outputs left open", "", *table(headings, lines), "", *by_seed(rows), ""]
-    if result["controls"]:
-        parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
-    if result["within"]:
-        parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
-    if result["variants"]:
-        parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
-    elsewhere = [one for rows in result["tasks"].values() for one in rows if not on_cpu(one)]
-    if elsewhere:
-        parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
-    return "\n".join([*parts, provenance(result)]) + "\n"
-
-
-def at_a_glance(result: dict[str, Any]) -> list[str]:
-    """A line a method, a column a task: the share of leaves that each seed's circuit keeps; of a seed on two machines, that of the CPU."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for part, addition in (("tasks", ""), ("outputs_open", ", outputs open")):
-        for task, rows in result[part].items():
-            for one in sorted(rows, key=on_cpu):  # a later one of the same seed stands
-                found.setdefault(one["method"] + addition, {}).setdefault(task, {})[one["seed"]] = one["size"]
-    order = [method + addition for addition in ("", ", outputs open") for method in METHODS]
-    lines = [[name, *(shares(found[name].get(task, {})) for task in TASKS)] for name in order if name in found]
-    return table(["leaves kept by", *TASKS], lines)
-
-
-def shares(by_seed: dict[int, float]) -> str:
-    """Of the seeds from 0 on; a dash for one that was not run."""
-    if not by_seed:
-        return "-"
-    return " / ".join(in_percent(by_seed[seed]) if seed in by_seed else "-" for seed in range(max(by_seed) + 1))
-
-
-def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What the runs cost that were on a GPU, or for a part of the way."""
-    lines = [
-        [
-            *(task, one["method"], str(one["seed"]), one["device"], f"{one['seconds']:,.0f} + {one['polish_seconds'] or 0:,.0f}"),
-            f"{one['peak_memory_bytes'] / 1e9:.2f}",
-        ]
-        for task, rows in tasks.items()
-        for one in rows
-        if not on_cpu(one)
-    ]
-    return table(["task", "method", "seed", "device", "s", "GB"], lines)
-
-
-def by_seed(rows: list[dict[str, Any]]) -> list[str]:
-    """A line a method: size and test KL of each seed's circuit."""
-    found: dict[tuple[str, int], list[str]] = {}
-    for one in rows:
-        made = f"{in_percent(one['size'])} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
-        found.setdefault((one["method"], one["seed"]), []).append(made)
-    methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
-    lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
-    return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
-
-
-def table(headings: list[str], lines: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
-
-
-def others(rows: list[dict[str, Any]]) -> list[str]:
-    """KL by group of circuits. Of random ones the lowest, and p; of partly ablated ones mean and highest."""
-    lines = []
-    for entry in rows:
-        groups = entry["groups"]
-        drawn = [f"{groups[name]['kl_min']:.2f} (p = {groups[name]['p']:.3f})" for name in ("random", "random_by_layer")]
-        partly = [groups[f"partial_{p:g}"] for p in ABLATED_WITH]
-        alone = groups["minimality"]
-        own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
-        lines.append(
-            [
-                *(entry["task"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
-                *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
-                f"{alone['free']} of {alone['count']}",
-            ]
-        )
-    headings = ["task", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
-    return table([*headings, *(f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH), "parts that cost nothing alone"], lines)
-
-
-def inside(rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for entry in rows:
-        outer, inner = entry["outer"], entry["inner"]
-        gone = {level: 1 - inner["nodes"][level] / max(1, outer["nodes"][level]) for level in ("head_dim", "mlp_neuron")}
-        lines.append(
-            [
-                entry["task"],
-                entry["method"],
-                str(entry["seed"]),
-                f"{outer['nodes']['head']} / {outer['nodes']['mlp_block']}",
-                in_percent(outer["size"]),
-                *(in_percent(gone[level]) for level in gone),
-                in_percent(inner["size"]),
-                f"{outer['kl']:.3f}",
-                f"{inner['kl']:.3f}",
-                "-" if entry["random_kl"] is None else f"{mean(entry['random_kl']):.2f}",
-            ]
-        )
-    headings = [
-        "task",
-        "method",
-        "seed",
-        "heads / MLPs kept",
-        "size",
-        "of their dims can go",
-        "of their neurons",
-        "size then",
-        "test KL",
-        "test KL then",
-    ]
-    return table([*headings, "KL, as many at random"], lines)
-
-
-def changed(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        [
-            entry["name"],
-            "yes" if entry["met"] else "no",
-            *(f"{entry['nodes'][level]:,}" for level in ("head", "head_dim", "mlp_neuron", "mlp_output")),
-            in_percent(entry["size"]),
-            f"{entry['validation_kl']:.3f}",
-            f"{entry['kl']:.3f}",
-        ]
-        for entry in rows
-    ]
-    return table(["", "within budget", "heads", "dims", "neurons", "outputs", "size", "validation KL", "test KL"], lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""How docs/claims.md shows what was measured: `markdown` of the results file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from nodesieve.compare import tables
+from nodesieve.controls import ABLATED_WITH
+from nodesieve.metrics import in_percent
+
+HERE = Path(__file__).parent
+sys.path += [str(HERE.parent), str(HERE)]
+from machine import provenance  # noqa: E402
+from plan import CPU, METHODS, SETTINGS, SHORT, TASKS  # noqa: E402
+
+
+def markdown(result: dict[str, Any]) -> str:
+    parts = ["### Sizes, seed by seed", "", *at_a_glance(result), ""]
+    for task, rows in result["tasks"].items():
+        parts += [f"### {task}", ""]
+        for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
+            parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
+        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows), ""]
+    for name, by_task in result["settings"].items():
+        for task, rows in by_task.items():
+            headings, *lines = tables([cost_on_cpu(one) for one in rows])["smallest circuit"]
+            parts += [f"### {task}, {SETTINGS[name].title}", "", *table(headings, lines), "", *by_seed(rows), ""]
+    if result["controls"]:
+        parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
+    if result["within"]:
+        parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
+    if result["variants"]:
+        parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
+    elsewhere = [one for rows in result["tasks"].values() for one in rows if not on_cpu(one)]
+    if elsewhere:
+        parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
+    return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def at_a_glance(result: dict[str, Any]) -> list[str]:
+    """A line a method, a column a task: the share of leaves that each seed's circuit keeps; of a seed on two machines, that of the CPU."""
+    lines = []
+    for addition, by_task in (("", result["tasks"]), *((f", {SETTINGS[name].title}", found) for name, found in result["settings"].items())):
+        for method in METHODS:
+            found = {
+                task: {one["seed"]: one["size"] for one in sorted(rows, key=on_cpu) if one["method"] == method}  # a later one of the same seed stands
+                for task, rows in by_task.items()
+            }
+            if any(found.values()):
+                lines.append([method + addition, *(shares(found.get(task, {})) for task in TASKS)])
+    return table(["leaves kept by", *TASKS], lines)
+
+
+def shares(by_seed: dict[int, float]) -> str:
+    """Of the seeds from 0 on; a dash for one that was not run."""
+    if not by_seed:
+        return "-"
+    return " / ".join(in_percent(by_seed[seed]) if seed in by_seed else "-" for seed in range(max(by_seed) + 1))
+
+
+def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What the runs cost that were on a GPU, or for a part of the way."""
+    lines = [
+        [
+            *(task, one["method"], str(one["seed"]), one["device"], f"{one['seconds']:,.0f} + {one['polish_seconds'] or 0:,.0f}"),
+            f"{one['peak_memory_bytes'] / 1e9:.2f}",
+        ]
+        for task, rows in tasks.items()
+        for one in rows
+        if not on_cpu(one)
+    ]
+    return table(["task", "method", "seed", "device", "s", "GB"], lines)
+
+
+def by_seed(rows: list[dict[str, Any]]) -> list[str]:
+    """A line a method: size and test KL of each seed's circuit."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for one in rows:
+        made = f"{in_percent(one['size'])} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
+        found.setdefault((one["method"], one["seed"]), []).append(made)
+    methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
+    lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
+    return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
+
+
+def table(headings: list[str], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def others(rows: list[dict[str, Any]]) -> list[str]:
+    """KL by group of circuits. Of random ones the lowest, and p; of partly ablated ones mean and highest."""
+    lines = []
+    for entry in rows:
+        groups = entry["groups"]
+        drawn = [f"{groups[name]['kl_min']:.2f} (p = {groups[name]['p']:.3f})" for name in ("random", "random_by_layer")]
+        partly = [groups[f"partial_{p:g}"] for p in ABLATED_WITH]
+        alone = groups["minimality"]
+        own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
+        lines.append(
+            [
+                *(entry["task"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
+                *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
+                f"{alone['free']} of {alone['count']}",
+            ]
+        )
+    headings = ["task", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
+    return table([*headings, *(f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH), "parts that cost nothing alone"], lines)
+
+
+def inside(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for entry in rows:
+        outer, inner = entry["outer"], entry["inner"]
+        gone = {level: 1 - inner["nodes"][level] / max(1, outer["nodes"][level]) for level in ("head_dim", "mlp_neuron")}
+        lines.append(
+            [
+                entry["task"],
+                entry["method"],
+                str(entry["seed"]),
+                f"{outer['nodes']['head']} / {outer['nodes']['mlp_block']}",
+                in_percent(outer["size"]),
+                *(in_percent(gone[level]) for level in gone),
+                in_percent(inner["size"]),
+                f"{outer['kl']:.3f}",
+                f"{inner['kl']:.3f}",
+                "-" if entry["random_kl"] is None else f"{mean(entry['random_kl']):.2f}",
+            ]
+        )
+    headings = [
+        "task",
+        "method",
+        "seed",
+        "heads / MLPs kept",
+        "size",
+        "of their dims can go",
+        "of their neurons",
+        "size then",
+        "test KL",
+        "test KL then",
+    ]
+    return table([*headings, "KL, as many at random"], lines)
+
+
+def changed(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        [
+            entry["name"],
+            "yes" if entry["met"] else "no",
+            *(f"{entry['nodes'][level]:,}" for level in ("head", "head_dim", "mlp_neuron", "mlp_output")),
+            in_percent(entry["size"]),
+            f"{entry['validation_kl']:.3f}",
+            f"{entry['kl']:.3f}",
+            entry["device"],
+        ]
+        for entry in rows
+    ]
+    return table(["", "within budget", "heads", "dims", "neurons", "outputs", "size", "validation KL", "test KL", "device"], lines)
+
+
+def on_cpu(one: dict[str, Any]) -> bool:
+    return bool(one["device"] == CPU)
+
+
+def cost_on_cpu(one: dict[str, Any]) -> dict[str, Any]:
+    """A row whose cost may stand beside that of runs on a CPU: none where it was on a GPU, where corrupted prompts are read anew, too."""
+    return one if on_cpu(one) else {**one, **dict.fromkeys(("seconds", "polish_seconds", "peak_memory_bytes", "passes"))}
