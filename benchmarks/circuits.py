@@ -25,7 +25,7 @@ from machine import machine, provenance
 from nodesieve import load_run
 from nodesieve.metrics import in_percent
 from nodesieve.report.plots import training_curves
-from nodesieve.run import read_json
+from nodesieve.run import has_state, is_finished, read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -90,10 +90,9 @@ def directory(name: str, runs: Path) -> Path:
 def discover(name: str, *, runs: Path, flags: list[str], at_once: int) -> None:
     out, threads = directory(name, runs), max(1, (os.cpu_count() or 1) // at_once)
     task, seed, *budget = name.split(":")
-    if not (out / "metrics.json").is_file():
-        unfinished = (out / "checkpoint.safetensors").is_file()
+    if not is_finished(out):
         own = [part for value in budget for part in ("--kl-budget", value)]
-        flags = ["--resume", str(out)] if unfinished else ["--task", task, "--seed", seed, "--out", str(out), "--overwrite", *own, *flags]
+        flags = ["--resume", str(out)] if has_state(out) else ["--task", task, "--seed", seed, "--out", str(out), "--overwrite", *own, *flags]
         call("discover", *flags, threads=threads)
         (out / "machine.txt").write_text(machine(threads), "utf-8")
     if task == "ioi" and not (out / "other_words.json").is_file():

@@ -39,15 +39,15 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES
 from nodesieve.models import model_of
-from nodesieve.run import Run, read_json
+from nodesieve.run import Run, has_state, is_finished, read_json
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE.parent), str(HERE)]
+sys.path.append(str(HERE.parent))
 from circuits import fill  # noqa: E402
 from machine import machine  # noqa: E402
-from page import markdown, on_cpu  # noqa: E402
-from plan import CONTROLLED, CPU, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE  # noqa: E402
+from page import markdown  # noqa: E402
+from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
 
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
 
@@ -102,9 +102,9 @@ def compared(out: Path, task: str, methods: Sequence[str], seeds: int, *more: An
 
 def discovered(out: Path, *more: Any) -> None:
     """Make the run in `out`, or go on with it, unless it is done."""
-    if (out / "checkpoint.safetensors").is_file():
+    if has_state(out):
         nodesieve("discover", "--resume", out)
-    elif not (out / "metrics.json").is_file():
+    elif not is_finished(out):
         nodesieve("discover", "--out", out, "--overwrite", *more)
 
 
@@ -180,7 +180,7 @@ def collected(runs: Path) -> dict[str, Any]:
 def rows_of(directory: Path) -> list[dict[str, Any]]:
     """A row for each finished run of a comparison."""
     return [
-        {**row(run, read_json(place / CURVE)), "device": run.metrics.get("device", CPU)}
+        {**row(run, read_json(place / CURVE)), "device": device_of(run)}
         for method in METHODS
         for place, run in finished(directory, f"{method}-[0-9]")
         if (place / CURVE).is_file()
@@ -213,7 +213,7 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def finished(directory: Path, pattern: str) -> Iterator[tuple[Path, Run]]:
     for place in sorted(directory.glob(pattern)):
-        if (place / "metrics.json").is_file() and not (place / "checkpoint.safetensors").is_file():
+        if is_finished(place):
             try:
                 yield place, load_run(place)
             except UserError as error:
@@ -230,7 +230,7 @@ def brief(run: Run) -> dict[str, Any]:
         **{name: run.metrics["circuit"]["test"][name] for name in names},
         "validation_kl": run.metrics["circuit"]["validation"]["kl"],
         "seconds": run.metrics["seconds"],
-        "device": run.metrics.get("device", CPU),
+        "device": device_of(run),
     }
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from machine import provenance
+from plan import METHODS, SETTINGS, SHORT, TASKS, on_cpu
 
 from nodesieve.compare import tables
 from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
-
-HERE = Path(__file__).parent
-sys.path += [str(HERE.parent), str(HERE)]
-from machine import provenance  # noqa: E402
-from plan import CPU, METHODS, SETTINGS, SHORT, TASKS  # noqa: E402
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -158,10 +154,6 @@ def changed(rows: list[dict[str, Any]]) -> list[str]:
         for entry in rows
     ]
     return table(["", "within budget", "heads", "dims", "neurons", "outputs", "size", "validation KL", "test KL", "device"], lines)
-
-
-def on_cpu(one: dict[str, Any]) -> bool:
-    return bool(one["device"] == CPU)
 
 
 def cost_on_cpu(one: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodesieve.levels import DEFAULT_LEVELS
+from nodesieve.run import Run
 
 # On the last no default was ever tuned, nor was it looked at before.
 TASKS = ("ioi", "greater_than", "gendered_pronoun", "subject_verb_agreement")
@@ -16,7 +17,6 @@ METHODS = (
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
 DRAWS = 5
-CPU = "cpu"  # as runs name it, the first of which named no device
 
 
 def without(level: str) -> list[str]:
@@ -35,20 +35,22 @@ class Setting:
 
 
 SETTINGS = {
+    # `size` does not count outputs
     "outputs-open": Setting(
         title="MLP outputs left open", options={"levels": without("mlp_output")}, methods=("sieve", "fisher", "gate_gradient_ig")
-    ),  # since `size` does not count outputs
+    ),
+    # the usual prices ask for few heads and outputs, too
     "leaves-alike": Setting(
         title="leaves priced alike",
         options={"penalties": ["head=0.1", "head_dim=1.35", "mlp_neuron=3.65", "mlp_output=0.1"]},
         methods=("sieve",),
         tasks=("ioi",),
-    ),  # since the usual prices ask for few heads and outputs, too
+    ),
 }
 
 SHORT = 160
 LEARNED = {"method": "multigranular"}
-LEVELS = ("layer", "attention_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_output")
+LEVELS = without("expert")  # which the model has not
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"without {level}": {"levels": without(level)} for level in LEVELS},
@@ -62,3 +64,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 ORDER = {name: place for names in (TASKS, METHODS, tuple(VARIANTS)) for place, name in enumerate(names)}  # of rows
 PARTS = ("compare", *SETTINGS, "controls", "within", "variants")
+CPU = "cpu"  # as runs name it
+
+
+def device_of(run: Run) -> str:
+    """What a run was on; the first ones, all on a CPU, named no device."""
+    return str(run.metrics.get("device", CPU))
+
+
+def on_cpu(one: dict[str, Any]) -> bool:
+    return bool(one["device"] == CPU)

@@ -96,6 +96,11 @@ def has_state(directory: Path) -> bool:
     return any((directory / name).is_file() for name in STATES.values())
 
 
+def is_finished(directory: Path) -> bool:
+    """Is there a run with its results and nothing left to go on from?"""
+    return (directory / METRICS).is_file() and not has_state(directory)
+
+
 def load_run(directory: str | Path) -> Run:
     """Read a run's files back.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
-from nodesieve.run import CONFIG, DESCRIPTION, METRICS, has_state, read_config, read_json, refuse_other_examples, write_config
+from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, write_config
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task
 
@@ -25,7 +25,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if (directory / CONFIG).is_file():
         _refuse_others(directory, config)
         refuse_changed_file(directory, config)
-    if (directory / METRICS).is_file() and not has_state(directory):
+    if is_finished(directory):
         return
     flags = ["--quiet"] if quiet else []
     if has_state(directory):

@@ -78,7 +78,7 @@ def command(
     out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
 ) -> None:
     """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
-    from nodesieve.run import DESCRIPTION, METRICS, REPORT, STATES, has_state, load_run, read_config
+    from nodesieve.run import CONFIG, DESCRIPTION, METRICS, REPORT, STATES, is_finished, load_run, read_config
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
@@ -87,7 +87,7 @@ def command(
         if not (resume / "config.yaml").is_file():
             raise UserError(f"--resume expects the directory of an unfinished run, found no config.yaml in {str(resume)!r}")
         config, directory = read_config(resume), resume
-        if (directory / METRICS).is_file() and not has_state(directory):
+        if is_finished(directory):
             if not (directory / REPORT).is_file():  # it was stopped while that was drawn
                 print(f"report: {_report(directory, load_run(directory))}")
                 return
@@ -99,7 +99,7 @@ def command(
             learns = any(READ_BY.get(name) == LEARNED_GATES for name in given)  # given, be it at its default
             config = make_config({**({"method": LEARNED_GATES[0]} if learns else {}), **given})
         directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
-        used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), "config.yaml") if (directory / name).exists()]
+        used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
         if used and not overwrite:
             raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
         if directory.is_file():
