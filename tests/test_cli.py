@@ -326,7 +326,10 @@ def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("method", "steps", "stop", "lines"), [("sieve", 45, 40, 3), ("sieve", 45, 5, 3), ("multigranular", 6, 3, 6)])
+@pytest.mark.parametrize(
+    ("method", "steps", "stop", "lines"),
+    [("hybrid", 6, 3, 5), ("hybrid", 6, 5, 5), ("sieve", 45, 40, 3), ("sieve", 45, 5, 3), ("multigranular", 6, 3, 6)],
+)
 def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, steps: int, stop: int, lines: int
 ) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
-from nodesieve.config import PENALTIES, PRICES, READ_BY, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.config import BOTH, PENALTIES, PRICES, READ_BY, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
@@ -34,7 +34,9 @@ METHOD_NAMES = choices(MethodName)
         ({"task_weight": 1.0, "penalties": {"head": 1.0}}, "sieve"),
         ({"controller": "fixed"}, "multigranular"),
         ({"log_alpha_init": {"head": 2.0}}, "multigranular"),
+        ({"gates_share": 0.5, "log_alpha_init": {"head": 2.0}}, "hybrid"),
         ({"method": "sieve", "controller": "fixed"}, "sieve"),
+        ({"method": "hybrid", "penalties": {"head": 1.0}}, "hybrid"),
         ({"method": "coarse", "controller": "fixed"}, "coarse"),
     ],
 )
@@ -42,7 +44,7 @@ def test_options_of_learned_gates_choose_them(options: dict[str, Any], method: s
     config = make_config(options)
     assert config.method == method
     assert make_config(config.to_dict()) == config
-    assert config.penalties == {**(PRICES if method == "sieve" else PENALTIES), **options.get("penalties", {})}
+    assert config.penalties == {**{"sieve": PRICES, "hybrid": BOTH}.get(method, PENALTIES), **options.get("penalties", {})}
 
 
 def test_a_target_size_is_a_size_to_keep() -> None:
@@ -103,7 +105,7 @@ class Watched(DiscoverConfig):
         return object.__getattribute__(self, name)
 
 
-@pytest.mark.parametrize("method", [name for name in METHOD_NAMES if name != "coarse"])  # which hands on a copy to multigranular
+@pytest.mark.parametrize("method", [name for name in METHOD_NAMES if name not in ("coarse", "hybrid")])  # which hand on copies to others
 def test_options_are_read_by_the_methods_that_are_said_to(method: MethodName) -> None:
     read: set[str] = set()
     for controller in ("kl_budget", "target_size"):

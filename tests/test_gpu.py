@@ -28,7 +28,7 @@ from planted import PLANTED, kept, planted_model, planted_task
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU")]
 BUDGET = 0.1
 KNOWN = [name for name in (*MODEL_TYPES, *VARIANTS) if VARIANTS.get(name, (name,))[0] in CONFIG_MAPPING]  # to the transformers there
-FIND_THE_PLANT = ("sieve", "multigranular", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient")
+FIND_THE_PLANT = ("hybrid", "sieve", "multigranular", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient")
 
 
 def on_gpu(loaded: LoadedModel) -> LoadedModel:
@@ -87,7 +87,7 @@ def test_every_method_and_ablation_runs(method: str, ablation: str, loaded: Load
     assert here == pytest.approx(there, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["sieve", "multigranular", "nested", "gate_gradient_ig"])
+@pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "nested", "gate_gradient_ig"])
 def test_a_run_that_was_stopped_goes_on_as_it_would_have(method: str, tmp_path: Path) -> None:
     config = make_config({"kl_budget": BUDGET, "steps": 64, "method": method, "validate_every": 10, "polish": False})
     whole = ns.discover(on_gpu(planted_model()), planted_task(), config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
-from nodesieve.levels import DEFAULT_LEVELS
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods.fisher import fisher_information
+from nodesieve.methods.hybrid import LEARNING_RATE_FINAL, hybrid
+from nodesieve.methods.multigranular import multigranular
 from nodesieve.problem import Problem, make_problem
+from nodesieve.scores import Scores
 from planted import PLANTED, all_nodes, kept, planted_model, planted_task
 
 BUDGET = 0.1
@@ -53,7 +57,11 @@ def test_of_two_models_merged_into_one_the_task_s_own_is_found(part: Part, seed:
     assert run.metrics["budget"]["met"]
 
 
-@pytest.mark.parametrize("options", [{"method": "sieve"}, {"method": "multigranular", "validate_every": 10}], ids=["sieve", "multigranular"])
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "hybrid", "validate_every": 10}, {"method": "sieve"}, {"method": "multigranular", "validate_every": 10}],
+    ids=lambda options: options["method"],
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_planted_nodes_and_no_others_are_found(seed: int, options: dict[str, object]) -> None:
     config = make_config({"kl_budget": BUDGET, "steps": 200, "seed": seed, **options})
@@ -73,17 +81,17 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
     first = run.history[0]["open"]
     assert first["head"] == coarse.circuit.kept("head") / coarse.circuit.nodes.count("head")
-    with pytest.raises(UserError, match="--within expects --method sieve or multigranular"):
+    with pytest.raises(UserError, match="--within expects --method hybrid, sieve, multigranular, got fisher"):
         discover(planted_model(), planted_task(), make_config({**options, "method": "fisher"}))
 
 
-@pytest.mark.parametrize("method", ["sieve", "multigranular", "gate_gradient"])
+@pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "gate_gradient"])
 def test_levels_that_the_model_does_not_have_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=r"expected --levels among those of this model, layer, .*, got expert"):
         discover(planted_model(), planted_task(), make_config({"levels": "expert", "method": method}))
 
 
-@pytest.mark.parametrize("method", ["sieve", "multigranular"])
+@pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular"])
 @pytest.mark.parametrize(("levels", "lacking"), [("head,head_dim", None), ("mlp_neuron", None), (None, "head")])
 def test_a_search_stays_within(method: str, levels: str | None, lacking: str | None, tmp_path: Path) -> None:
     planted = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "steps": 200}))
@@ -95,7 +103,7 @@ def test_a_search_stays_within(method: str, levels: str | None, lacking: str | N
     assert run.metrics["budget"]["met"] == (lacking is None)
 
 
-@pytest.mark.parametrize("method", ["sieve", "multigranular", "gate_gradient"])
+@pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "gate_gradient"])
 @pytest.mark.parametrize(
     "levels",
     [
@@ -110,10 +118,47 @@ def test_a_search_stays_within(method: str, levels: str | None, lacking: str | N
 )
 def test_the_planted_nodes_are_found_whatever_levels_get_gates(levels: str, method: str) -> None:
     """By scores alone: a level whose children get no gates is scored by what they do."""
-    options = {"kl_budget": BUDGET, "steps": 100, "validate_every": 10, "levels": levels, "method": method, "polish": False}
+    options = {"kl_budget": BUDGET, "steps": 200, "validate_every": 10, "levels": levels, "method": method, "polish": False}
     run = discover(planted_model(), planted_task(), make_config(options))
     assert {level: kept(run.circuit, level) for level in levels.split(",")} == {level: PLANTED[level] for level in levels.split(",")}
     assert run.metrics["budget"]["met"]
+
+
+def test_what_gates_closed_before_the_rounds_ranks_below_all_else_by_log_alpha() -> None:
+    config = make_config({"kl_budget": BUDGET, "steps": 100, "validate_every": 10, "method": "hybrid"})
+    problem = make_problem(planted_model(), planted_task(), config)
+    learning = replace(config, steps=60, learning_rate_final=LEARNING_RATE_FINAL, repair_share=0.0)
+    gates = multigranular(problem, learning, Journal())
+    start, scores = gates.circuit(0.0), hybrid(problem, config, Journal())
+    assert start.size < 1
+    for level in LEVELS:
+        outside = ~start.masks[level] & problem.nodes.present(level)
+        if bool(outside.any()) and bool(start.masks[level].any()):
+            assert scores.values[level][outside].max() < scores.values[level][start.masks[level]].min()
+            found, learned = scores.values[level][outside], gates.values[level][outside]
+            assert bool((found[learned.argsort()].diff() >= 0).all())
+    assert scores.circuit(0.0).size <= start.size
+
+
+def test_where_gates_miss_the_budget_rounds_begin_with_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = {level: torch.full_like(x, -1.0) for level, x in planted_scores().values.items()}
+    monkeypatch.setattr(
+        import_module("nodesieve.methods.hybrid"),
+        "multigranular",
+        lambda problem, config, journal: told(journal, replace(planted_scores(), values=closed)),
+    )
+    run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "steps": 200, "method": "hybrid", "gates_share": 0.2}))
+    assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED
+
+
+def planted_scores() -> Scores:
+    nodes = make_problem(planted_model(), planted_task(), DiscoverConfig()).nodes
+    return Scores(values=nodes.full(1.0), nodes=nodes, levels=DEFAULT_LEVELS, threshold=0.0, learned=True)
+
+
+def told(journal: Journal, scores: Scores) -> Scores:
+    journal.log({"step": 1, "seconds": 0.0})
+    return scores
 
 
 @pytest.mark.parametrize("method", ["fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"])

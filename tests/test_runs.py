@@ -289,17 +289,23 @@ def test_gates_are_learned_in_bfloat16_where_the_machine_has_it_and_the_budget_i
     assert models.learning_dtype(asked, loaded.model) == (torch.float32 if found == "bfloat16" else getattr(torch, found))
 
 
-def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path) -> None:
-    task, config = ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "steps": 12, "method": "multigranular"})
+@pytest.mark.parametrize(
+    ("method", "steps", "stop", "rows"),
+    [("multigranular", 12, 5, 5), ("hybrid", 12, 5, 5), ("hybrid", 12, 7, 7), ("hybrid", 50, 31, 30), ("hybrid", 50, 40, 31)],
+    ids=["gates alone", "gates", "the last of the gates", "the first round", "the second round"],
+)
+def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path, method: str, steps: int, stop: int, rows: int) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    config = make_config({**QUICK, "steps": steps, "method": method, "kl_budget": 1.0})
 
     class StopAfter(RunJournal):
         def progress(self, step: int, total: int, **facts: float) -> None:
-            self.stopping = step == 5
+            self.stopping = self.stopping or (step, total) == (stop, steps)
 
     whole = ns.discover(loaded, task, config)
     with pytest.raises(Interrupted) as caught:
         ns.discover(loaded, task, config, journal=StopAfter(tmp_path))
-    assert len(caught.value.run.history) == 5
+    assert len(caught.value.run.history) == rows
     resumed = ns.discover(loaded, task, config, journal=RunJournal(tmp_path))
     assert all(torch.equal(whole.scores.values[level], resumed.scores.values[level]) for level in LEVELS)
     assert all(torch.equal(whole.circuit.masks[level], resumed.circuit.masks[level]) for level in LEVELS)

@@ -11,7 +11,7 @@ from nodesieve.run import Run
 # On the last no default was ever tuned, nor was it looked at before.
 TASKS = ("ioi", "greater_than", "gendered_pronoun", "subject_verb_agreement")
 METHODS = (
-    *("sieve", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
+    *("sieve", "hybrid", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
     *("activation_difference", "weight_magnitude", "random"),
 )
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes

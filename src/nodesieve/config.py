@@ -5,7 +5,7 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal[
+    "hybrid",
     "sieve",
     "multigranular",
     "nested",
@@ -50,6 +51,8 @@ PENALTIES: PerLevel = {
     "embedding": 1.5,
 }
 PRICES: PerLevel = {**PENALTIES, "head": 2.0, "head_dim": 2.5}  # the penalties of the sieve, which weighs levels against one another by them
+BOTH: PerLevel = {**PENALTIES, "head": 4.0, "head_dim": 2.8, "mlp_neuron": 2.3, "mlp_output": 1.1}  # of gates and of the rounds after them
+OWN_PENALTIES: dict[str, PerLevel] = {"sieve": PRICES, "hybrid": BOTH}
 PER_LEVEL = {
     "penalties": PENALTIES,
     "learning_rates": LEARNING_RATES,
@@ -64,19 +67,19 @@ SEEDS = 2**31  # seeds are below this
 DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
+SEARCHES: tuple[MethodName, ...] = ("hybrid", "sieve", *LEARNED_GATES)
+STEERED = ("controller", "target_size", "repair_share")  # options of runs that learn gates to the end
+OF_GATES = (
+    *("gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init", "log_alpha_spread", "warmup_steps"),
+    *("drop_below", "validate_every"),
+)
 READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of
-    **dict.fromkeys(
-        (
-            *("controller", "target_size", "gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init"),
-            *("log_alpha_spread", "warmup_steps", "repair_share", "drop_below", "validate_every"),
-        ),
-        LEARNED_GATES,
-    ),
-    "steps": ("sieve", *LEARNED_GATES, "nested"),
-    "penalties": ("sieve", *LEARNED_GATES),
+    **dict.fromkeys(STEERED, LEARNED_GATES),
+    **dict.fromkeys(OF_GATES, ("hybrid", *LEARNED_GATES)),
+    **dict.fromkeys(("penalties", "task_weight", "task_margin"), SEARCHES),
+    "steps": (*SEARCHES, "nested"),
+    "gates_share": ("hybrid",),
     "learning_rate_final": (*LEARNED_GATES, "nested"),
-    "task_weight": ("sieve", *LEARNED_GATES),
-    "task_margin": ("sieve", *LEARNED_GATES),
 }
 
 
@@ -107,11 +110,14 @@ class DiscoverConfig:
     # What to find
     method: Literal["auto"] | MethodName = Field(
         default="auto",
-        description="how nodes are scored; auto: sieve, or multigranular where an option is set that only learned gates have, such as --controller",
+        description="how nodes are scored; auto: sieve, or multigranular where an option is set that only learned gates have, such as --controller, "
+        "or hybrid where --gates-share is",
     )
     ablation: AblationName = Field(default="counterfactual", description="what a closed node holds")
     levels: tuple[str, ...] = Field(default=DEFAULT_LEVELS, description="levels that get gates")
-    within: str | None = Field(default=None, description="a run's directory; only nodes that its circuit keeps are looked at (sieve, multigranular)")
+    within: str | None = Field(
+        default=None, description="a run's directory; only nodes that its circuit keeps are looked at (hybrid, sieve, multigranular)"
+    )
     kl_budget: float = Field(default=0.25, gt=0, description="largest KL(full || circuit) on validation data, in nats")
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
     polish: bool | None = Field(
@@ -119,8 +125,11 @@ class DiscoverConfig:
         description="afterwards close, coarse to fine, what the circuit can do without within the budget; by default unless keep is given",
     )
 
-    # How to search (sieve, multigranular, nested), and to learn gates (multigranular)
+    # How to search (hybrid, sieve, multigranular, nested), and to learn gates (hybrid, multigranular)
     steps: int = Field(default=480, ge=1, description="steps: batches of training examples")
+    gates_share: float = Field(
+        default=0.6, ge=0, lt=1, description="share of the steps of method hybrid in which gates are learned; rounds of the sieve follow"
+    )
     max_minutes: float | None = Field(
         default=None,
         gt=0,
@@ -141,7 +150,7 @@ class DiscoverConfig:
     )
     penalties: PerLevel = Field(
         default_factory=dict,
-        description="lambda of each level, before the controller's multiplier; for sieve, what all nodes of a level are worth together",
+        description="lambda of each level, before the controller's multiplier; for rounds of the sieve, what all nodes of a level are worth together",
     )
     lambda_init: float = Field(default=1.3, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")
@@ -199,7 +208,7 @@ class DiscoverConfig:
     @model_validator(mode="after")
     def _settle(self) -> DiscoverConfig:
         if self.method == "auto":
-            object.__setattr__(self, "method", "multigranular" if any(READ_BY[name] == LEARNED_GATES for name in _set(self)) else "sieve")
+            object.__setattr__(self, "method", method_for(_set(self)))
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
         if self.controller != "target_size" and self.target_size is not None:
@@ -279,7 +288,15 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _penalties(method: str) -> PerLevel:
-    return PRICES if method == "sieve" else PENALTIES
+    return OWN_PENALTIES.get(method, PENALTIES)
+
+
+def method_for(options: Iterable[str]) -> MethodName:
+    """The method that `auto` stands for where these options are set."""
+    chosen = set(options)
+    if "gates_share" in chosen:
+        return "hybrid"
+    return "multigranular" if chosen & {*STEERED, *OF_GATES} else "sieve"
 
 
 def _set(config: DiscoverConfig, names: Collection[str] = READ_BY) -> Iterator[str]:

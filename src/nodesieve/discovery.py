@@ -33,7 +33,7 @@ from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task
 
 FEW = 30  # validation examples, below which there is a word about it
-WITHIN = ("sieve", "multigranular")  # methods that can search inside a circuit
+WITHIN = ("hybrid", "sieve", "multigranular")  # methods that can search inside a circuit
 
 
 class Interrupted(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
     if config.within is None:
         return None
     if config.method not in WITHIN:
-        raise UserError(f"--within expects --method {' or '.join(WITHIN)}, got {config.method}")
+        raise UserError(f"--within expects --method {', '.join(WITHIN)}, got {config.method}")
     circuit = load_run(config.within).circuit
     if circuit.nodes != problem.nodes:
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")

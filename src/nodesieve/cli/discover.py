@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import click
 
 from nodesieve.cli.common import trust_remote_code_option
-from nodesieve.config import LEARNED_GATES, READ_BY, DiscoverConfig, choices, default_of, make_config
+from nodesieve.config import DiscoverConfig, choices, default_of, make_config, method_for
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.levels import LEVELS
 
@@ -93,11 +93,8 @@ def command(
                 return
             raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
     else:
-        if config_file:
-            config = read_config(config_file).changed(given)
-        else:
-            learns = any(READ_BY.get(name) == LEARNED_GATES for name in given)  # given, be it at its default
-            config = make_config({**({"method": LEARNED_GATES[0]} if learns else {}), **given})
+        # The method goes by what is given, be it at its default.
+        config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
         directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
         used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
         if used and not overwrite:

@@ -10,6 +10,7 @@ from nodesieve.methods.coarse import coarse
 from nodesieve.methods.fisher import fisher
 from nodesieve.methods.gradients import gate_gradient, gate_gradient_ig, uniform_gradient
 from nodesieve.methods.greedy import greedy
+from nodesieve.methods.hybrid import hybrid
 from nodesieve.methods.multigranular import multigranular
 from nodesieve.methods.nested import nested
 from nodesieve.methods.plain import activation_difference, random, weight_magnitude
@@ -20,6 +21,7 @@ from nodesieve.scores import Scores
 Method = Callable[[Problem, DiscoverConfig, Journal], Scores]
 
 METHODS: dict[str, Method] = {
+    "hybrid": hybrid,
     "sieve": sieve,
     "multigranular": multigranular,
     "nested": nested,

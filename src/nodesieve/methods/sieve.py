@@ -64,13 +64,16 @@ SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long t
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
 
-def sieve(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: Circuit | None = None) -> Scores:
     """Scores by the round in which a node went; what is left stands above 0.
+
+    Args:
+        start: the circuit to begin with, in place of the whole model or what the search is to stay within. What it lacks scores lowest.
 
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
-    run = _Sieve(problem, config, journal.scratch)
+    run = _Sieve(problem, config, journal.scratch, start=start)
     state = journal.load()
     if state is None:
         run.looks.begin(run.circuit)
@@ -127,7 +130,7 @@ class _Round(Journal):
 class _Sieve:
     """The circuit of now, what is known of its nodes, and which round took each of those that are gone."""
 
-    def __init__(self, problem: Problem, config: DiscoverConfig, scratch: Path | None = None) -> None:
+    def __init__(self, problem: Problem, config: DiscoverConfig, scratch: Path | None = None, *, start: Circuit | None = None) -> None:
         self.problem, self.config, self.nodes = problem, config, problem.nodes
         self.learner = problem.learner(config)
         self.cache = training_cache(self.learner, config, scratch)
@@ -137,7 +140,7 @@ class _Sieve:
         if not self.levels:
             raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
         self.prices = Prices(nodes=self.nodes, levels=self.levels, penalties=config.penalties)
-        self.circuit = problem.within or Circuit.whole(self.nodes)
+        self.circuit = start or problem.within or Circuit.whole(self.nodes)
         self.rounds = math.ceil(config.steps / ROUND)
         self.batches = math.ceil(config.steps / self.rounds)  # a round
         self.round = self.tried = self.idle = 0
