@@ -84,8 +84,8 @@ def command(
     if resume is not None:
         if given or config_file or out or overwrite:
             raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet goes with it")
-        if not (resume / "config.yaml").is_file():
-            raise UserError(f"--resume expects the directory of an unfinished run, found no config.yaml in {str(resume)!r}")
+        if not (resume / CONFIG).is_file():
+            raise UserError(f"--resume expects the directory of an unfinished run, found no {CONFIG} in {str(resume)!r}")
         config, directory = read_config(resume), resume
         if is_finished(directory):
             if not (directory / REPORT).is_file():  # it was stopped while that was drawn
