@@ -10,10 +10,12 @@ import torch
 from conftest import tiny_model
 from nodesieve.ablations import LAYER_PLACES, Corrupted
 from nodesieve.batches import EncodedExample, PaddingSide, Split
-from nodesieve.cache import VALIDATION, remembering, training_cache
+from nodesieve.cache import VALIDATION, Cache, remembering, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.gated_model import GatedModel
+from nodesieve.journal import Journal
+from nodesieve.methods.hybrid import hybrid
 from nodesieve.problem import Problem
 from nodesieve.tasks.encode import EncodedTask
 
@@ -107,6 +109,15 @@ def test_examples_that_come_up_once_are_not_kept(tmp_path: Path) -> None:
     problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), cache.values(batch))
     cache.answers(batch)
     assert cache.bytes == 0
+
+
+def test_rounds_find_what_gates_have_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, caches = make_problem(), []
+    made = Cache.__init__
+    monkeypatch.setattr(Cache, "__init__", lambda cache, *args, **kwargs: (caches.append(cache), made(cache, *args, **kwargs))[1])
+    hybrid(problem, config(method="hybrid", kl_budget=5.0), Journal(scratch=tmp_path))
+    (cache,) = caches
+    assert cache.bytes > 0
 
 
 def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> None:

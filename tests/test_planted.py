@@ -145,7 +145,7 @@ def test_where_gates_miss_the_budget_rounds_begin_with_the_whole_model(monkeypat
     monkeypatch.setattr(
         import_module("nodesieve.methods.hybrid"),
         "multigranular",
-        lambda problem, config, journal: told(journal, replace(planted_scores(), values=closed)),
+        lambda problem, config, journal, **_: told(journal, replace(planted_scores(), values=closed)),
     )
     run = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "steps": 200, "method": "hybrid", "gates_share": 0.2}))
     assert {level: kept(run.circuit, level) for level in PLANTED} == PLANTED

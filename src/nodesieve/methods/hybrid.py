@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal, State
@@ -38,11 +39,11 @@ def hybrid(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
     steps = min(config.steps - 1, round(config.gates_share * config.steps))
     if steps < 1:
         return sieve(problem, config, journal)
-    state = journal.load()
+    state, cache = journal.load(), training_cache(problem.learner(config), config, journal.scratch)  # for both
     if state is None or state.numbers["phase"] == GATES:
         learning = replace(config, steps=steps, controller="kl_budget", target_size=None, learning_rate_final=LEARNING_RATE_FINAL, repair_share=0.0)
         phase = _Phase(journal, state, name=GATES, steps=(0, steps, config.steps))
-        gates = _within_budget(multigranular(problem, learning, phase), problem, config)
+        gates = _within_budget(multigranular(problem, learning, phase, cache=cache), problem, config)
         state, before = None, float(journal.history[-1]["seconds"])
     else:
         gates = {name.removeprefix("gates."): x for name, x in state.tensors.items() if name.startswith("gates.")}
@@ -50,7 +51,7 @@ def hybrid(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
     start = Scores(values=gates, nodes=problem.nodes, levels=tuple(gates), within=problem.within).circuit(0.0) if gates else None
     beside = {f"gates.{level}": x for level, x in gates.items()}
     phase = _Phase(journal, state, name=ROUNDS, steps=(steps, config.steps, config.steps), seconds=before, beside=beside)
-    found = sieve(problem, replace(config, steps=config.steps - steps), phase, start=start)
+    found = sieve(problem, replace(config, steps=config.steps - steps), phase, start=start, cache=cache)
     return found if start is None else _with_those_before(found, start, gates)
 
 

@@ -44,14 +44,17 @@ CHECKPOINT_EVERY = 50
 DROP_EVERY = 20
 
 
-def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
+def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal, *, cache: Cache | None = None) -> Scores:
     """Learn log_alpha for `config.levels`; see the module for the method.
+
+    Args:
+        cache: of the training examples, on the learner; by default one of its own.
 
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
     learner = problem.learner(config)
-    cache = training_cache(learner, config, journal.scratch)
+    cache = cache or training_cache(learner, config, journal.scratch)
     run = _Run(problem, learner, config)
     state = journal.load()
     if state is None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.batches import mix
-from nodesieve.cache import training_cache
+from nodesieve.cache import Cache, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -64,16 +64,17 @@ SCORING, CHEAPER = 0.85, 0.75  # of a time limit, for the rounds; and how long t
 ENOUGH = 4  # rounds in a row in which nothing could go: the end
 
 
-def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: Circuit | None = None) -> Scores:
+def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: Circuit | None = None, cache: Cache | None = None) -> Scores:
     """Scores by the round in which a node went; what is left stands above 0.
 
     Args:
         start: the circuit to begin with, in place of the whole model or what the search is to stay within. What it lacks scores lowest.
+        cache: of the training examples, on the learner; by default one of its own.
 
     Raises:
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
-    run = _Sieve(problem, config, journal.scratch, start=start)
+    run = _Sieve(problem, config, journal.scratch, start=start, cache=cache)
     state = journal.load()
     if state is None:
         run.looks.begin(run.circuit)
@@ -130,10 +131,18 @@ class _Round(Journal):
 class _Sieve:
     """The circuit of now, what is known of its nodes, and which round took each of those that are gone."""
 
-    def __init__(self, problem: Problem, config: DiscoverConfig, scratch: Path | None = None, *, start: Circuit | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        config: DiscoverConfig,
+        scratch: Path | None = None,
+        *,
+        start: Circuit | None = None,
+        cache: Cache | None = None,
+    ) -> None:
         self.problem, self.config, self.nodes = problem, config, problem.nodes
         self.learner = problem.learner(config)
-        self.cache = training_cache(self.learner, config, scratch)
+        self.cache = cache or training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
         self.scored = tuple(levels)
         self.levels = tuple(level for level in levels if level in ASKED or not _goes_with_parts(level, levels))  # those that are asked and priced
