@@ -175,7 +175,10 @@ def learn(model: Any, ids: Any, *, batch: int, steps: int, mode: str, live: dict
 
     half = len(ids) // 2 if mode == "fresh" else 2 * batch  # two batches, filled in the two steps that do not count
     pairs = zip(ids[:half].tolist(), ids[-half:].tolist(), strict=True)
-    examples = tuple(EncodedExample(clean=tuple(clean), corrupted=tuple(corrupted), answers=(1,), distractors=(2,)) for clean, corrupted in pairs)
+    examples = tuple(
+        EncodedExample(clean=tuple(clean), corrupted=tuple(corrupted), answers=(1,), distractors=(2,), prompt=i)
+        for i, (clean, corrupted) in enumerate(pairs)
+    )
     splits = {
         "train": Split(examples=examples, pad_id=0, device=torch.device("cpu")),
         "validation": Split(examples=examples[:2], pad_id=0, device=torch.device("cpu")),

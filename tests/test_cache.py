@@ -26,7 +26,9 @@ def make_problem(name: str = "llama", side: PaddingSide = "left", same: int = 0)
     examples = []
     for length in (5, 7, 6, 7, 5, 6):
         clean, corrupted = torch.randint(5, 50, (2, length), generator=generator).tolist()
-        examples.append(EncodedExample(clean=tuple(clean), corrupted=(*clean[:same], *corrupted[same:]), answers=(1,), distractors=(2,)))
+        examples.append(
+            EncodedExample(clean=tuple(clean), corrupted=(*clean[:same], *corrupted[same:]), answers=(1,), distractors=(2,), prompt=len(examples))
+        )
     split = Split(examples=tuple(examples), pad_id=0, device=torch.device("cpu"), padding_side=side)
     splits = {"train": split, "validation": split}
     task = EncodedTask(name="random", splits=splits, metrics=(), skipped={}, shown=(), left_out={})

@@ -137,8 +137,17 @@ def test_intervals_shrink_with_more_examples() -> None:
     widths = []
     for count in (50, 800):
         spread = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
-        found = _intervals({"logit_diff": spread + 1}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread})
+        found = _intervals({"logit_diff": spread + 1}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}, prompts=range(count))
         low, high = found["kl"] or (0.0, 0.0)
         assert 0 < low < float(spread.mean()) < high
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0] / 4, rel=0.3)  # the square root of 16 times as many
+
+
+def test_intervals_take_prompts_for_independent_and_not_the_tokens_of_their_answers() -> None:
+    spread = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = [{"logit_diff": spread + 1}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}]
+    repeated = [{name: x.repeat_interleave(4) for name, x in row.items()} for row in rows]
+    alone, together = _intervals(*rows, prompts=range(50)), _intervals(*repeated, prompts=[i // 4 for i in range(200)])
+    for name in ("kl", "logit_diff", "faithfulness"):
+        assert together[name] == pytest.approx(alone[name])

@@ -12,7 +12,7 @@ from nodesieve.ablations import Mean
 from nodesieve.batches import Batch, Tokens
 from nodesieve.config import make_config
 from nodesieve.controllers import CONTROLLERS
-from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, upper_bound
+from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, resample, upper_bound
 from nodesieve.nodes import NodeSpace
 
 SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
@@ -139,11 +139,25 @@ def test_the_upper_bound_lies_above_the_mean_by_about_one_and_two_thirds_standar
     assert upper_bound(values) == pytest.approx(expected, abs=0.02)
 
 
+def test_examples_of_one_prompt_are_drawn_together() -> None:
+    values = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    thrice, prompts = values.repeat_interleave(3), [i // 3 for i in range(120)]
+    assert upper_bound(thrice, prompts=prompts) == pytest.approx(upper_bound(values), abs=1e-12)
+    assert upper_bound(thrice) < upper_bound(values)
+    kept = [i for i in range(120) if i % 3 == 0 or i < 60]  # some prompts have three examples, others one
+    draws = resample(torch.arange(120.0)[kept], prompts=[prompts[i] for i in kept])
+    for draw in draws[:20].tolist():
+        found = [int(x) for x in draw if x == x]
+        for prompt in range(40):
+            of_it = [found.count(i) for i in kept if prompts[i] == prompt]
+            assert len(set(of_it)) == 1
+
+
 def test_the_mean_ablation_leaves_out_padding_and_the_first_position() -> None:
     from nodesieve.ablations import Activations
     from nodesieve.batches import EncodedExample, Split
 
-    examples = tuple(EncodedExample(clean=ids, corrupted=ids, answers=(1,), distractors=(2,)) for ids in [(9, 1, 2), (9, 3)])
+    examples = tuple(EncodedExample(clean=ids, corrupted=ids, answers=(1,), distractors=(2,), prompt=i) for i, ids in enumerate([(9, 1, 2), (9, 3)]))
     split = Split(examples=examples, pad_id=50, device=torch.device("cpu"))
 
     def record(tokens: Tokens) -> Activations:

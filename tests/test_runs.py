@@ -257,9 +257,14 @@ def test_answers_over_all_their_tokens_and_further_metrics(loaded: LoadedModel) 
         for a, b in pairwise(NAMES[:30])
     ]
     options = {**QUICK, "answer_tokens": "all", "metrics": ["prob_diff"]}
-    metrics = ns.discover(loaded, ns.load_task(records, loaded.tokenizer), make_config(options)).metrics["circuit"]["test"]
-    assert metrics["prob_diff"] is not None
-    assert metrics["logit_diff"] is not None
+    task = ns.load_task(records, loaded.tokenizer)
+    run = ns.discover(loaded, task, make_config(options))
+    assert run.metrics["circuit"]["test"]["prob_diff"] is not None
+    assert run.metrics["circuit"]["test"]["logit_diff"] is not None
+    (kl,) = make_problem(loaded, task, make_config(options)).losses([run.circuit], "validation")
+    prompts = [i // 3 for i in range(len(kl))]
+    assert run.metrics["budget"]["validation_kl_upper"] == pytest.approx(metrics.upper_bound(kl, prompts=prompts), abs=1e-5)
+    assert run.metrics["budget"]["validation_kl_upper"] != pytest.approx(metrics.upper_bound(kl), abs=1e-5)
 
 
 def test_the_names_of_further_metrics_are_known_without_torch() -> None:

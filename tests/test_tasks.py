@@ -334,6 +334,7 @@ def test_answers_of_several_tokens_count_by_the_first_or_by_each(tokenizer: PreT
         "test"
     ].examples
     assert [e.answers for e in every] == [(mary,), (and_,), (john,), (mary,)]
+    assert [e.prompt for e in every] == [0, 0, 0, 1]
     assert [e.distractors for e in every] == [(john,), (), (), (john,)]
     assert every[2].clean[-2:] == (every[2].corrupted or ())[-2:] == (mary, and_)
 
@@ -364,7 +365,7 @@ def test_prompts_beyond_the_context_are_refused(tokenizer: PreTrainedTokenizerFa
 
 
 def test_batches_hold_like_lengths_and_say_which_they_are() -> None:
-    rows = tuple(EncodedExample(clean=(1,) * n, corrupted=None, answers=(0,), distractors=()) for n in (9, 2, 8, 3, 9, 2))
+    rows = tuple(EncodedExample(clean=(1,) * n, corrupted=None, answers=(0,), distractors=(), prompt=i) for i, n in enumerate((9, 2, 8, 3, 9, 2)))
     split = Split(examples=rows, pad_id=0, device=torch.device("cpu"), padding_side="right")
     batches = list(split.batches(2))
     assert [batch.index.tolist() for batch in batches] == [[1, 5], [3, 2], [0, 4]]

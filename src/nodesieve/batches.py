@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -49,12 +49,16 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedExample:
-    """Token ids of one example. `answers` and `distractors` hold one token each: that at the answer position."""
+    """Token ids of one example. `answers` and `distractors` hold one token each: that at the answer position.
+
+    `prompt` numbers the prompt that it was made of: all tokens of an answer may be asked for.
+    """
 
     clean: tuple[int, ...]
     corrupted: tuple[int, ...] | None
     answers: tuple[int, ...]
     distractors: tuple[int, ...]
+    prompt: int = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,11 @@ class Split:
     @property
     def has_corrupted(self) -> bool:
         return all(example.corrupted is not None for example in self.examples)
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """Of which prompt each example is: examples of the same one are no independent draws."""
+        return tuple(example.prompt for example in self.examples)
 
     @property
     def fingerprint(self) -> str:

@@ -172,13 +172,13 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selecti
         return problem.losses(circuits, "validation", cut=True)
 
     if config.size is not None:
-        return select_size(scores, measure, keep=config.size, budget=config.kl_budget)
+        return select_size(scores, measure, keep=config.size, budget=config.kl_budget, upper=problem.upper_bound)
     learner = problem.learner(config)
 
     def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
         return learner.looks(circuits, "validation", first=QUICK)
 
-    return select_budget(scores, measure, budget=config.kl_budget, look=look)
+    return select_budget(scores, measure, budget=config.kl_budget, look=look, upper=problem.upper_bound)
 
 
 def _unfinished(

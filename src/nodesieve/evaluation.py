@@ -3,13 +3,14 @@
 `kl` is KL(full || circuit) in nats at the answer position, `kl_p95` its 95th percentile over examples; `exact_match` says how often both give the
 same top token; `faithfulness` is (m(circuit) - m(ablated)) / (m(full) - m(ablated)) with m the mean logit difference. Metrics that need distractors
 are means over the examples that have some, None where none has. "Ablated" closes every node but the embedding, under the problem's own ablation.
-`intervals` are 95% bootstrap intervals over examples: what another draw of as many test examples might have given, for this circuit.
+`intervals` are 95% bootstrap intervals over prompts: what another draw of as many test examples might have given, for this circuit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit
 from nodesieve.config import AblationName
 from nodesieve.errors import UserError
-from nodesieve.metrics import EXTRA_METRICS, faithfulness, kl_divergence, logit_difference
+from nodesieve.metrics import EXTRA_METRICS, faithfulness, kl_divergence, logit_difference, resample
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import Run, refuse_other_examples
@@ -76,7 +77,7 @@ def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[Spl
         full, own, ablated = _measure(problem, [circuit, ablated_circuit(problem)], split)
         result.full[split] = _means(full)
         result.circuit[split], result.ablated[split] = (_with_faithfulness(values, full, ablated) for values in (own, ablated))
-        result.intervals[split] = _intervals(full, own, ablated)
+        result.intervals[split] = _intervals(full, own, ablated, prompts=problem.task[split].prompts)
     return result
 
 
@@ -126,14 +127,13 @@ def _with_faithfulness(values: dict[str, Tensor], full: dict[str, Tensor], ablat
     return {**_means(values), "faithfulness": _faithfulness(*differences)[0]}
 
 
-def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor]) -> Intervals:
+def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor], *, prompts: Sequence[int]) -> Intervals:
     """Percentile bootstrap; a resample takes the same examples of all three."""
-    count = len(own["kl"])
-    draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
-    resampled = {name: value[draws].nanmean(-1) for name, value in own.items()}
-    resampled["kl_p95"] = own["kl"][draws].quantile(0.95, dim=-1)
+    drawn = partial(resample, prompts=prompts, resamples=RESAMPLES)
+    resampled = {name: drawn(value).nanmean(-1) for name, value in own.items()}
+    resampled["kl_p95"] = drawn(own["kl"]).nanquantile(0.95, dim=-1)
     resampled["faithfulness"] = torch.tensor(
-        [float("nan") if x is None else x for x in _faithfulness(*(row["logit_diff"][draws].nanmean(-1) for row in (own, full, ablated)))]
+        [float("nan") if x is None else x for x in _faithfulness(*(drawn(row["logit_diff"]).nanmean(-1) for row in (own, full, ablated)))]
     )
     ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     found: Intervals = {}

@@ -1,11 +1,11 @@
-"""What is measured at the answer position, one number an example; means and intervals over examples.
+"""What is measured at the answer position, one number an example; means and intervals over prompts.
 
 Names follow DESIGN: kl in nats, logit_diff, accuracy, exact_match, faithfulness, kl_p95. Lists of answers count by their mean logit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,10 +51,26 @@ def _of_probabilities(logits: Tensor, batch: Batch, measure: Callable[[Tensor, l
 EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff_sharpness}
 
 
-def upper_bound(values: Tensor, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> float:
-    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number."""
-    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
-    return float(values.double().cpu()[draws].mean(-1).quantile(confidence))
+def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> float:
+    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number; `prompts` as for `resample`."""
+    return float(resample(values.double().cpu(), prompts=prompts, resamples=resamples, seed=seed).nanmean(-1).quantile(confidence))
+
+
+def resample(values: Tensor, *, prompts: Sequence[int] | None = None, resamples: int = 2000, seed: int = 0) -> Tensor:
+    """Bootstrap resamples of examples, (n,) -> (resamples, n or more); the same ones for values of as many examples.
+
+    Args:
+        prompts: of which prompt each example is, by number: examples of one are drawn together, and the gaps that this leaves are NaN. By
+            default each is of its own.
+    """
+    own = range(len(values)) if prompts is None else prompts
+    places: dict[int, list[int]] = {}
+    for place, prompt in enumerate(own):
+        places.setdefault(prompt, []).append(place)
+    most = max(map(len, places.values()))
+    of_prompt = torch.tensor([[*of_one, *[-1] * (most - len(of_one))] for of_one in places.values()])
+    draws = torch.randint(len(places), (resamples, len(places)), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([values, values.new_full((1,), float("nan"))])[of_prompt[draws].flatten(1)]
 
 
 def faithfulness(*, circuit: float, full: float, ablated: float) -> float | None:

@@ -16,7 +16,7 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.metrics import kl_divergence, logit_difference
+from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
 from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.nodes import LevelTensors, NodeSpace
 from nodesieve.shrink import Shrunk
@@ -90,6 +90,10 @@ class Problem:
         if not bool(found.isfinite().all()):
             raise UserError(f"expected a loss that gives finite numbers, got {found.detach().flatten()[:4].tolist()}, ...")
         return found
+
+    def upper_bound(self, kl: Tensor) -> float:
+        """Upper end of the one-sided interval of the mean over the first validation examples, (n,) -> nats: what the budget is held against."""
+        return upper_bound(kl, prompts=self.task["validation"].prompts[: len(kl)])
 
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""

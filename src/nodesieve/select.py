@@ -24,6 +24,7 @@ from nodesieve.metrics import upper_bound
 from nodesieve.scores import Scores
 
 Measure = Callable[[Sequence[Circuit]], list[Tensor]]  # circuits -> the validation KL of every example, (n,) a circuit
+Upper = Callable[[Tensor], float]
 
 GRID_RATIO = 1.02
 WIDTH = 3  # circuits measured in one pass over the data; they share the ablation's part of it
@@ -43,35 +44,36 @@ class Selection:
     met: bool
 
 
-def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
+def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float, upper: Upper = upper_bound) -> Selection:
     """The largest circuit of at most `keep` of the leaves; of two readings of the scores, that of lower KL."""
-    found = [_of_size(reading, measure, keep=keep, budget=budget) for reading in (scores, scores.other) if reading is not None]
+    found = [_of_size(reading, measure, keep=keep, budget=budget, upper=upper) for reading in (scores, scores.other) if reading is not None]
     return min(found, key=lambda selection: selection.kl)
 
 
-def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float) -> Selection:
+def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float, upper: Upper) -> Selection:
     cuts = [_below_all(scores), *torch.unique(_reference(scores)).tolist()]
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
     circuit = scores.circuit(cut)
-    return judge(circuit, scores, cut, measure([circuit])[0], budget)
+    return judge(circuit, scores, cut, measure([circuit])[0], budget, upper)
 
 
-def select_budget(scores: Scores, measure: Measure, *, budget: float, look: Measure | None = None) -> Selection:
+def select_budget(scores: Scores, measure: Measure, *, budget: float, look: Measure | None = None, upper: Upper = upper_bound) -> Selection:
     """The smallest circuit within the KL budget; where no threshold meets it, the one of lowest KL, with `met` False.
 
     Args:
         look: KLs by a cheaper way, over fewer examples say, that only guide the search; by default `measure`.
+        upper: the KL of every example -> upper end of the interval of their mean.
     """
     readings = [reading for reading in (scores, scores.other) if reading is not None]
-    found = [selection for reading in readings for selection in _searched(reading, measure, look or measure, budget=budget)]
+    found = [selection for reading in readings for selection in _searched(reading, measure, look or measure, budget=budget, upper=upper)]
     met = [selection for selection in found if selection.met]
     if met:
         return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
     return min(found, key=lambda selection: selection.kl_upper)
 
 
-def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float) -> list[Selection]:
+def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float, upper: Upper) -> list[Selection]:
     """Everything that was measured in search of the smallest circuit within the budget."""
     cuts = _grid(scores)
     tried: dict[int, Selection] = {}
@@ -81,7 +83,7 @@ def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float)
         new = [place for place in places if place not in tried]
         circuits = [scores.circuit(cuts[place]) for place in new]
         for place, circuit, kl in zip(new, circuits, measure(circuits) if new else [], strict=True):
-            tried[place] = judge(circuit, scores, cuts[place], kl, budget)
+            tried[place] = judge(circuit, scores, cuts[place], kl, budget, upper)
 
     def looked_at(place: int) -> float:
         if place not in looks:
@@ -112,7 +114,7 @@ def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float)
     found = list(tried.values())
     if scores.earlier is not None and scores.earlier.threshold is not None:
         circuit = scores.earlier.circuit(scores.earlier.threshold)
-        found.append(judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget))
+        found.append(judge(circuit, scores.earlier, scores.earlier.threshold, measure([circuit])[0], budget, upper))
     return found
 
 
@@ -146,7 +148,7 @@ def _reference(scores: Scores) -> Tensor:
     return torch.cat([scores.values[level][scores.nodes.present(level)] for level in levels])
 
 
-def judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float) -> Selection:
+def judge(circuit: Circuit, scores: Scores, threshold: float, kl: Tensor, budget: float, upper: Upper) -> Selection:
     """A circuit and the KL of every validation example, (n,), against the budget."""
-    upper = upper_bound(kl)
-    return Selection(circuit=circuit, scores=scores, threshold=threshold, kl=float(kl.mean()), kl_upper=upper, met=upper <= budget)
+    kl_upper = upper(kl)
+    return Selection(circuit=circuit, scores=scores, threshold=threshold, kl=float(kl.mean()), kl_upper=kl_upper, met=kl_upper <= budget)

@@ -98,7 +98,10 @@ def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loade
         circuit=shared,
         scores=scores,
         threshold=threshold,
-        metrics={**metrics_of(problem, judge(shared, scores, threshold, kl, config.kl_budget), evaluation, config), "consensus": about},
+        metrics={
+            **metrics_of(problem, judge(shared, scores, threshold, kl, config.kl_budget, problem.upper_bound), evaluation, config),
+            "consensus": about,
+        },
         description={**run.description, "method": CONSENSUS, "counts": counted(shared), CONSENSUS: about},
     )
 

@@ -21,7 +21,6 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal, State
 from nodesieve.methods.multigranular import multigranular
 from nodesieve.methods.sieve import sieve
-from nodesieve.metrics import upper_bound
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -60,7 +59,7 @@ def _within_budget(learned: Scores, problem: Problem, config: DiscoverConfig) ->
     for scores in (learned, learned.earlier):
         if scores is not None:
             (kl,) = problem.learner(config).looks([scores.circuit(0.0)], "validation")
-            if upper_bound(kl) <= config.kl_budget:
+            if problem.upper_bound(kl) <= config.kl_budget:
                 return scores.values
     return {}
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.methods.prices import Candidate
-from nodesieve.metrics import upper_bound
 from nodesieve.problem import QUICK, Problem
 
 NEAR = 0.5  # of the budget: circuits of more than that are measured on all of the split
@@ -54,7 +53,7 @@ class Looks:
         self.go_on_from(self._completed(circuit, self._measured(circuit, 0, QUICK), 0))
 
     def go_on_from(self, kls: Tensor) -> None:
-        self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), upper_bound(kls)
+        self.kls, self.kl, self.kl_upper = kls, float(kls.mean()), self.problem.upper_bound(kls)
 
     @property
     def near(self) -> bool:
@@ -72,7 +71,7 @@ class Looks:
     def agree(self, look: Look, most: float) -> bool:
         """Does all of the validation data allow it, too, where the budget is near: a rise of about `most`? If so, it becomes the circuit of now."""
         kls = self._completed(look.candidate.circuit, look.kls, look.start)
-        fits = self.config.keep is not None or upper_bound(kls) <= self.config.kl_budget
+        fits = self.config.keep is not None or self.problem.upper_bound(kls) <= self.config.kl_budget
         both = min(len(kls), len(self.kls))  # examples
         if fits and float((kls[:both] - self.kls[:both]).mean()) <= JUMP * most:
             self.go_on_from(kls)
@@ -81,7 +80,7 @@ class Looks:
 
     def _completed(self, circuit: Circuit, kls: Tensor, start: int) -> Tensor:
         """The KL of the examples from `start` on, with that of all others where the budget is near or some before are left out."""
-        if start == 0 and upper_bound(kls) <= NEAR * self.config.kl_budget:
+        if start == 0 and self.problem.upper_bound(kls) <= NEAR * self.config.kl_budget:
             return kls
         return torch.cat([self._measured(circuit, 0, start), kls, self._measured(circuit, start + len(kls))])
 

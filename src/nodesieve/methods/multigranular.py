@@ -32,7 +32,6 @@ from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.methods.task_term import task_term
-from nodesieve.metrics import upper_bound
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to, with_ancestors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
@@ -236,7 +235,7 @@ class _Run:
         """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
         circuit = self.circuit()
         (kl,) = self.problem.losses([circuit], "validation", first=LOOK)
-        upper = upper_bound(kl)
+        upper = self.problem.upper_bound(kl)
         self.controller.validated(kl=float(kl.mean()))
         met = upper <= self.config.kl_budget
         if met and circuit.size <= self.best_size:

@@ -128,10 +128,10 @@ class _Encoder:
             part = examples[start : start + CHUNK]
             clean = self._prompts([example.clean for example in part])
             corrupted = iter(self._prompts([example.corrupted for example in part if example.corrupted is not None]))
-            for example, ids in zip(part, clean, strict=True):
-                yield example, self._one(example, ids, None if example.corrupted is None else next(corrupted))
+            for number, (example, ids) in enumerate(zip(part, clean, strict=True), start):
+                yield example, self._one(example, number, ids, None if example.corrupted is None else next(corrupted))
 
-    def _one(self, example: Example, clean: tuple[int, ...], corrupted: tuple[int, ...] | None) -> list[EncodedExample]:
+    def _one(self, example: Example, number: int, clean: tuple[int, ...], corrupted: tuple[int, ...] | None) -> list[EncodedExample]:
         answers = [self._answer(answer, example) for answer in example.answers]
         distractors = [self._answer(distractor, example) for distractor in example.distractors]
         if self._begin_with_a_lone_space([*answers, *distractors]):
@@ -152,7 +152,7 @@ class _Encoder:
                 f"expected a tokenizer of the model's {self._vocabulary} tokens, got one that gives token {highest} for {example.clean!r}; is it of "
                 "this model?"
             )
-        first = EncodedExample(clean=clean, corrupted=corrupted, answers=tuple(wanted), distractors=tuple(unwanted))
+        first = EncodedExample(clean=clean, corrupted=corrupted, answers=tuple(wanted), distractors=tuple(unwanted), prompt=number)
         found = [first, *(self._further(first, answers[0]) if self._encoding.answer_tokens == "all" else ())]
         longest = max(len(found[-1].clean), len(found[-1].corrupted or ()))
         if self._context is not None and longest > self._context:
