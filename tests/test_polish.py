@@ -131,7 +131,7 @@ class Additive(Problem):
     """Closing costs what it costs, whatever else is closed: of each head the same, of each neuron the same; of what `start` keeps."""
 
     def __init__(self, problem: Problem, *, head: float, neuron: float, start: Circuit | None = None) -> None:
-        self.model, self._head, self._neuron = problem.model, head, neuron
+        self.model, self.task, self._head, self._neuron = problem.model, problem.task, head, neuron
         self._start = start or Circuit.whole(problem.nodes)
 
     def in_dtype(self, dtype: torch.dtype) -> Problem:
