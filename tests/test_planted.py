@@ -125,7 +125,7 @@ def test_the_planted_nodes_are_found_whatever_levels_get_gates(levels: str, meth
 
 
 def test_what_gates_closed_before_the_rounds_ranks_below_all_else_by_log_alpha() -> None:
-    config = make_config({"kl_budget": BUDGET, "steps": 100, "validate_every": 10, "method": "hybrid"})
+    config = make_config({"kl_budget": BUDGET, "steps": 100, "validate_every": 10, "method": "hybrid", "gates_share": 0.6})
     problem = make_problem(planted_model(), planted_task(), config)
     learning = replace(config, steps=60, learning_rate_final=LEARNING_RATE_FINAL, repair_share=0.0)
     gates = multigranular(problem, learning, Journal())

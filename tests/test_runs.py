@@ -301,7 +301,7 @@ def test_gates_are_learned_in_bfloat16_where_the_machine_has_it_and_the_budget_i
 )
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path, method: str, steps: int, stop: int, rows: int) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    config = make_config({**QUICK, "steps": steps, "method": method, "kl_budget": 1.0})
+    config = make_config({**QUICK, "steps": steps, "method": method, "kl_budget": 1.0, "gates_share": 0.6})
 
     class StopAfter(RunJournal):
         def progress(self, step: int, total: int, **facts: float) -> None:
