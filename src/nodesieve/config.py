@@ -51,7 +51,7 @@ PENALTIES: PerLevel = {
     "embedding": 1.5,
 }
 PRICES: PerLevel = {**PENALTIES, "head": 2.0, "head_dim": 2.5}  # the penalties of the sieve, which weighs levels against one another by them
-BOTH: PerLevel = {**PENALTIES, "head": 4.3, "head_dim": 2.8, "mlp_neuron": 2.4, "mlp_output": 1.3}  # of gates and of the rounds after them
+BOTH: PerLevel = {**PENALTIES, "head": 4.4, "head_dim": 2.8, "mlp_neuron": 2.5, "mlp_output": 1.35}  # of gates and of the rounds after them
 OWN_PENALTIES: dict[str, PerLevel] = {"sieve": PRICES, "hybrid": BOTH}
 PER_LEVEL = {
     "penalties": PENALTIES,
@@ -128,7 +128,7 @@ class DiscoverConfig:
     # How to search (hybrid, sieve, multigranular, nested), and to learn gates (hybrid, multigranular)
     steps: int = Field(default=480, ge=1, description="steps: batches of training examples")
     gates_share: float = Field(
-        default=0.75, ge=0, lt=1, description="share of the steps of method hybrid in which gates are learned; rounds of the sieve follow"
+        default=0.6, ge=0, lt=1, description="share of the steps of method hybrid in which gates are learned; rounds of the sieve follow"
     )
     max_minutes: float | None = Field(
         default=None,
