@@ -167,7 +167,8 @@ class _Sieve:
 
     def done(self) -> bool:
         small = self.config.keep is not None and self.circuit.size <= self.config.keep
-        return self.round >= self.rounds or self.idle >= ENOUGH or small or self.time_left < self.lasted
+        empty = not any(self.circuit.kept(level) for level in self.levels)
+        return self.round >= self.rounds or self.idle >= ENOUGH or small or empty or self.time_left < self.lasted
 
     @property
     def time_left(self) -> float:
