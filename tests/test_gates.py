@@ -12,7 +12,7 @@ from nodesieve.ablations import Mean
 from nodesieve.batches import Batch, Tokens
 from nodesieve.config import make_config
 from nodesieve.controllers import CONTROLLERS
-from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, resample, upper_bound
+from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, resampled_places, upper_bound
 from nodesieve.nodes import NodeSpace
 
 SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
@@ -145,9 +145,9 @@ def test_examples_of_one_prompt_are_drawn_together() -> None:
     assert upper_bound(thrice, prompts=prompts) == pytest.approx(upper_bound(values), abs=1e-12)
     assert upper_bound(thrice) < upper_bound(values)
     kept = [i for i in range(120) if i % 3 == 0 or i < 60]  # some prompts have three examples, others one
-    draws = resample(torch.arange(120.0)[kept], prompts=[prompts[i] for i in kept])
-    for draw in draws[:20].tolist():
-        found = [int(x) for x in draw if x == x]
+    places = resampled_places([prompts[i] for i in kept])
+    for draw in places[:20].tolist():
+        found = [kept[place] for place in draw if place >= 0]
         for prompt in range(40):
             of_it = [found.count(i) for i in kept if prompts[i] == prompt]
             assert len(set(of_it)) == 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit
 from nodesieve.config import AblationName
 from nodesieve.errors import UserError
-from nodesieve.metrics import EXTRA_METRICS, faithfulness, kl_divergence, logit_difference, resample
+from nodesieve.metrics import EXTRA_METRICS, at_places, faithfulness, kl_divergence, logit_difference, resampled_places
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import Run, refuse_other_examples
@@ -129,12 +128,11 @@ def _with_faithfulness(values: dict[str, Tensor], full: dict[str, Tensor], ablat
 
 def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor], *, prompts: Sequence[int]) -> Intervals:
     """Percentile bootstrap; a resample takes the same examples of all three."""
-    drawn = partial(resample, prompts=prompts, resamples=RESAMPLES)
-    resampled = {name: drawn(value).nanmean(-1) for name, value in own.items()}
-    resampled["kl_p95"] = drawn(own["kl"]).nanquantile(0.95, dim=-1)
-    resampled["faithfulness"] = torch.tensor(
-        [float("nan") if x is None else x for x in _faithfulness(*(drawn(row["logit_diff"]).nanmean(-1) for row in (own, full, ablated)))]
-    )
+    places = resampled_places(prompts, resamples=RESAMPLES)
+    resampled = {name: at_places(value, places).nanmean(-1) for name, value in own.items()}
+    resampled["kl_p95"] = at_places(own["kl"], places).nanquantile(0.95, dim=-1)
+    others = (at_places(row["logit_diff"], places).nanmean(-1) for row in (full, ablated))
+    resampled["faithfulness"] = torch.tensor([float("nan") if x is None else x for x in _faithfulness(resampled["logit_diff"], *others)])
     ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     found: Intervals = {}
     for name, means in resampled.items():

@@ -52,25 +52,29 @@ EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff
 
 
 def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> float:
-    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number; `prompts` as for `resample`."""
-    return float(resample(values.double().cpu(), prompts=prompts, resamples=resamples, seed=seed).nanmean(-1).quantile(confidence))
-
-
-def resample(values: Tensor, *, prompts: Sequence[int] | None = None, resamples: int = 2000, seed: int = 0) -> Tensor:
-    """Bootstrap resamples of examples, (n,) -> (resamples, n or more); the same ones for values of as many examples.
+    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number.
 
     Args:
-        prompts: of which prompt each example is, by number: examples of one are drawn together, and the gaps that this leaves are NaN. By
-            default each is of its own.
+        prompts: of which prompt each example is, as for `resampled_places`; by default each is of its own.
     """
-    own = range(len(values)) if prompts is None else prompts
-    places: dict[int, list[int]] = {}
-    for place, prompt in enumerate(own):
-        places.setdefault(prompt, []).append(place)
-    most = max(map(len, places.values()))
-    of_prompt = torch.tensor([[*of_one, *[-1] * (most - len(of_one))] for of_one in places.values()])
-    draws = torch.randint(len(places), (resamples, len(places)), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([values, values.new_full((1,), float("nan"))])[of_prompt[draws].flatten(1)]
+    places = resampled_places(range(len(values)) if prompts is None else prompts, resamples=resamples, seed=seed)
+    return float(at_places(values.double().cpu(), places).nanmean(-1).quantile(confidence))
+
+
+def resampled_places(prompts: Sequence[int], *, resamples: int = 2000, seed: int = 0) -> Tensor:
+    """Which examples are in each bootstrap resample, (resamples, n or more): those of one prompt, by number, are drawn together. Gaps are -1."""
+    of_each: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        of_each.setdefault(prompt, []).append(place)
+    most = max(map(len, of_each.values()))
+    rows = torch.tensor([places + [-1] * (most - len(places)) for places in of_each.values()])
+    draws = torch.randint(len(rows), (resamples, len(rows)), generator=torch.Generator().manual_seed(seed))
+    return rows[draws].flatten(1)
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """Values of examples, (n,), in resamples of them, as `places`; NaN in gaps."""
+    return torch.cat([values, values.new_full((1,), float("nan"))])[places]
 
 
 def faithfulness(*, circuit: float, full: float, ablated: float) -> float | None:

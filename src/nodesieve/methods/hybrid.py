@@ -38,7 +38,8 @@ def hybrid(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
     steps = min(config.steps - 1, round(config.gates_share * config.steps))
     if steps < 1:
         return sieve(problem, config, journal)
-    state, cache = journal.load(), training_cache(problem.learner(config), config, journal.scratch)  # for both
+    state = journal.load()
+    cache = training_cache(problem.learner(config), config, journal.scratch)  # one for both parts
     if state is None or state.numbers["phase"] == GATES:
         learning = replace(config, steps=steps, controller="kl_budget", target_size=None, learning_rate_final=LEARNING_RATE_FINAL, repair_share=0.0)
         phase = _Phase(journal, state, name=GATES, steps=(0, steps, config.steps))
