@@ -117,7 +117,9 @@ def test_rounds_find_what_gates_have_kept(tmp_path: Path, monkeypatch: pytest.Mo
     problem, caches = make_problem(), []
     made = Cache.__init__
     monkeypatch.setattr(Cache, "__init__", lambda cache, *args, **kwargs: (caches.append(cache), made(cache, *args, **kwargs))[1])
-    hybrid(problem, config(method="hybrid", kl_budget=5.0), Journal(scratch=tmp_path))
+    journal = Journal(scratch=tmp_path)
+    hybrid(problem, config(method="hybrid", kl_budget=0.01, gates_share=0.6), journal)
+    assert len(journal.history) > 60  # steps of gates, and rounds
     (cache,) = caches
     assert cache.bytes > 0
 

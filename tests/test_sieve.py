@@ -14,6 +14,7 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
+from nodesieve.evaluation import ablated_circuit
 from nodesieve.journal import Journal, Stopped
 from nodesieve.levels import LEVELS
 from nodesieve.methods.looks import Look, Looks
@@ -263,6 +264,15 @@ def test_on_the_way_to_a_size_the_budget_does_not_hold(problem: Problem) -> None
     run = discover(planted_model(), planted_task(), config(keep=size, polish=None))
     assert 0 < run.circuit.size <= size
     assert not run.metrics["budget"]["met"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_where_nothing_is_left_it_ends(problem: Problem, begun: bool) -> None:
+    journal = Journal()
+    scores = sieve(problem, config(kl_budget=100.0), journal, start=ablated_circuit(problem) if begun else None)
+    assert (len(journal.history) == 0) == begun
+    assert len(journal.history) < 12
+    assert all(scores.circuit(0.0).kept(level) == 0 for level in PLANTED)
 
 
 def test_blocks_alone_go_as_wholes(problem: Problem) -> None:
