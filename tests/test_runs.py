@@ -261,10 +261,19 @@ def test_answers_over_all_their_tokens_and_further_metrics(loaded: LoadedModel) 
     run = ns.discover(loaded, task, make_config(options))
     assert run.metrics["circuit"]["test"]["prob_diff"] is not None
     assert run.metrics["circuit"]["test"]["logit_diff"] is not None
-    (kl,) = make_problem(loaded, task, make_config(options)).losses([run.circuit], "validation")
+    problem = make_problem(loaded, task, make_config(options))
+    (kl,) = problem.losses([run.circuit], "validation")
     prompts = [i // 3 for i in range(len(kl))]
     assert run.metrics["budget"]["validation_kl_upper"] == pytest.approx(metrics.upper_bound(kl, prompts=prompts), abs=1e-5)
     assert run.metrics["budget"]["validation_kl_upper"] != pytest.approx(metrics.upper_bound(kl), abs=1e-5)
+    (kl,) = problem.losses([run.circuit], "test")
+    apart, together = (
+        metrics.at_places(kl.double(), metrics.resampled_places(of_prompt)).nanmean(-1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        for of_prompt in (range(len(kl)), [i // 3 for i in range(len(kl))])
+    )
+    interval = ns.evaluate(loaded, task, run).intervals["test"]["kl"]
+    assert interval == pytest.approx(together, abs=1e-5)
+    assert interval != pytest.approx(apart, abs=1e-5)
 
 
 def test_the_names_of_further_metrics_are_known_without_torch() -> None:

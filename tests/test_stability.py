@@ -35,8 +35,11 @@ def test_jaccard_and_chance() -> None:
     assert jaccard(a, b, "mlp_neuron") == pytest.approx(shared / (a.kept("mlp_neuron") + b.kept("mlp_neuron") - shared))
     assert jaccard(a, a, "head") == 1
     assert chance(10, 10, 10) == 1
-    assert chance(50, 50, 100) == pytest.approx(25 / 75)
+    assert chance(50, 50, 100) == pytest.approx(25 / 75, rel=0.01)
     assert chance(0, 0, 5) == 1
+    assert chance(0, 3, 5) == 0
+    assert chance(1, 1, 270) == pytest.approx(1 / 270)  # the same node, or none
+    assert chance(2, 2, 4) == pytest.approx(1 / 6 + 4 / 6 / 3)  # both, one of them, or neither
     draws = [len(set(torch.randperm(1000)[:300].tolist()) & set(torch.randperm(1000)[:200].tolist())) for _ in range(200)]
     assert chance(300, 200, 1000) == pytest.approx(sum(shared / (500 - shared) for shared in draws) / 200, rel=0.05)
     found = agreement([a, b, random_circuit(2)])
@@ -51,6 +54,13 @@ def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
         assert torch.equal(everything.masks[level], masks.any(0))
         assert bool((~nothing_missing.masks[level] | masks.all(0)).all())
     assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
+
+
+def _change_weights(run: Path) -> None:
+    """A finished run as if it had been made before its model was trained further."""
+    description = json.loads((run / "circuit.json").read_text())
+    description["model"]["fingerprint"] = "others"
+    (run / "circuit.json").write_text(json.dumps(description))
 
 
 def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +86,11 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert "nodes kept by at least 3 of 3 runs" in " ".join(capsys.readouterr().out.split())
     assert (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns == made
     assert nodesieve("stability", run, "--seeds", 2, "--agree", 4) == 2
+    capsys.readouterr()
+    _change_weights(run)
+    assert nodesieve("stability", run, "--seeds", 3) == 2
+    assert "that the run in" in capsys.readouterr().err
+    assert not (run / "stability" / "seed-6").exists()
 
 
 def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +124,11 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert "polish = True" in capsys.readouterr().err
     assert nodesieve(*command[:3], "--task", "nope", "--methods", "random", "--out", tmp_path / "refused") == 2
     assert not list((tmp_path / "refused").iterdir())
+    _change_weights(out / "random-0")
+    assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0  # nothing to make
+    assert nodesieve(*command, "--methods", "random,fisher") == 2
+    assert "that the run in" in capsys.readouterr().err
+    assert not (out / "fisher-0").exists()
     assert nodesieve(*command, "--methods", "rnadom") == 2
     assert "--methods expects names among" in capsys.readouterr().err
     options.write_text(options.read_text() + "\nmax_minutes: 10")

@@ -149,6 +149,11 @@ class Split:
         return padded > 0 and 1 - sum(rows) / padded > WASTE
 
 
+def order_of(batches: Sequence[Batch]) -> Tensor:
+    """Takes results from the order of `batches` back to that of the examples."""
+    return torch.cat([batch.index for batch in batches]).argsort()
+
+
 def mix(*numbers: int) -> int:
     """One 63-bit seed from several numbers, so that neighbouring seeds and steps share no stream."""
     state = 0x9E3779B97F4A7C15

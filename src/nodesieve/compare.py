@@ -17,7 +17,7 @@ from nodesieve.metrics import in_percent
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import Run, load_run, read_json, write_json
 from nodesieve.size_curve import size_curve
-from nodesieve.spawn import ensure_run
+from nodesieve.spawn import ensure_run, refuse_changed_weights
 from nodesieve.tasks.load import task_of
 
 COMPARISON, CURVE = "compare.json", "size_curve.json"
@@ -40,14 +40,16 @@ def compare(
         say: told what begins.
 
     Raises:
-        UserError, KeyboardInterrupt: as `ensure_run`; runs that are done stay, and so does the comparison of an earlier call.
+        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_weights`; runs that are done stay, and so does the comparison of an
+            earlier call.
     """
     plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
+    places = [directory / f"{one.method}-{one.seed}" for one in plan]
+    refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}
     loaded: LoadedModel | None = None
     rows: list[dict[str, Any]] = []
-    for one in plan:
-        place = directory / f"{one.method}-{one.seed}"
+    for one, place in zip(plan, places, strict=True):
         say(f"{one.method}, seed {one.seed}: {len(rows) + 1} of {len(plan)}")
         ensure_run(place, one, quiet=quiet, trust_remote_code=trust_remote_code)
         run = load_run(place)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nodesieve.batches import Batch, order_of
 from nodesieve.circuit import Circuit
 from nodesieve.config import AblationName
 from nodesieve.errors import UserError
@@ -98,10 +99,12 @@ def ablated_circuit(problem: Problem) -> Circuit:
 
 
 def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *, cut: bool = False) -> tuple[dict[str, Tensor], ...]:
-    """Of the full model and of each circuit, each metric of every example, (n,); NaN where an example has no distractor."""
+    """Of the full model and of each circuit, each metric of every example, (n,), in the order of the examples; NaN where one has no distractor."""
     full_logits = problem.full_logits(split)
+    batches: list[Batch] = []
     rows: list[dict[str, list[Tensor]]] = [{} for _ in range(1 + len(circuits))]
     for batch, circuit_logits in problem.circuit_logits(circuits, split, cut=cut):
+        batches.append(batch)
         full = full_logits[batch.index]
         for row, logits in zip(rows, [full, *circuit_logits], strict=True):
             difference = logit_difference(logits, batch)
@@ -111,7 +114,8 @@ def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *,
             values |= {name: EXTRA_METRICS[name](logits, batch) for name in problem.task.metrics}
             for name, value in values.items():
                 row.setdefault(name, []).append(value)
-    return tuple({name: torch.cat(parts).double().cpu() for name, parts in row.items()} for row in rows)
+    order = order_of(batches)
+    return tuple({name: torch.cat(parts)[order].double().cpu() for name, parts in row.items()} for row in rows)
 
 
 def _means(values: dict[str, Tensor]) -> Metrics:

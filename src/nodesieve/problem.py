@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nodesieve.ablations import ABLATIONS, Ablation, Activations, Corrupted
 from nodesieve.architectures import locate
-from nodesieve.batches import Batch, Split, mix
+from nodesieve.batches import Batch, Split, mix, order_of
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -100,7 +100,7 @@ class Problem:
         if split not in self._full:
             batches = list(self.task[split].batches(self.batch_size))
             logits = torch.cat([self.model.logits(batch.clean) for batch in batches])
-            self._full[split] = logits[_order(batches)]
+            self._full[split] = logits[order_of(batches)]
         return self._full[split]
 
     @torch.no_grad()
@@ -146,7 +146,7 @@ class Problem:
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
                 row.append(self.objective(full[batch.index], own, batch))
-        return [torch.cat(row)[_order(batches)] for row in rows]
+        return [torch.cat(row)[order_of(batches)] for row in rows]
 
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[Tensor]:
         """`losses` by the fastest way, on the CPU, to compare circuits: cut, and with what is remembered of the split, to 16 bits. Not for numbers to
@@ -163,11 +163,6 @@ class Problem:
         """
         neurons = alive["mlp_neuron"] & alive["mlp_output"].any(-1, keepdim=True)
         return self.model.cutter.cut(alive["head_dim"].any(-1), neurons, keep=keep)
-
-
-def _order(batches: Sequence[Batch]) -> Tensor:
-    """Takes results from the order of `batches` back to that of the examples."""
-    return torch.cat([batch.index for batch in batches]).argsort()
 
 
 def make_problem(

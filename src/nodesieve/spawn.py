@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
+from nodesieve.models import model_of
 from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, write_config
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task
@@ -50,6 +52,20 @@ def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
     """Raise UserError where the file of prompts that the run in `directory` was made with holds others now."""
     if config.task not in BUILTINS and (directory / DESCRIPTION).is_file():
         refuse_other_examples(read_json(directory / DESCRIPTION), read_task(config.task, seed=config.seed_of_data))
+
+
+def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError where some of these runs are finished, some are still to be made, and the model has other weights now."""
+    done = [place for place in directories if is_finished(place)]
+    if not done or len(done) == len(directories):
+        return
+    now = model_of(config, trust_remote_code=trust_remote_code).fingerprint  # the model is not held beside the runs
+    for place in done:
+        if read_json(place / DESCRIPTION)["model"].get("fingerprint", now) != now:
+            raise UserError(
+                f"expected the weights of {config.model!r} that the run in {str(place)!r} was made with, got others: runs of both say nothing of "
+                "either model; bring the weights back, or choose another directory"
+            )
 
 
 def _call(arguments: list[str]) -> int:

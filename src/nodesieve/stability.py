@@ -2,7 +2,7 @@
 
 Each further run draws its own noise, batches and bootstrap sample of the training examples; validation and test data stay those of the first run,
 so that the consensus can be measured on test data that no run has learned from. How alike two circuits are is said by the Jaccard index of the
-nodes kept at each level (shared / in either), beside what two random sets of the same sizes would share in expectation: chance takes nodes of a
+nodes kept at each level (shared / in either), beside the index that two random sets of the same sizes have in expectation: chance takes nodes of a
 level to be drawn one by one, though those of a head or block come together, so at the fine levels it is a lower bar than `random_by_layer` in
 `nodesieve.controls`.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.config import SEEDS, DiscoverConfig
@@ -27,21 +28,22 @@ from nodesieve.nodes import LevelTensors
 from nodesieve.run import Run, counted, load_run
 from nodesieve.scores import Scores
 from nodesieve.select import judge
-from nodesieve.spawn import ensure_run
+from nodesieve.spawn import ensure_run, refuse_changed_weights
 from nodesieve.tasks.base import Task
 
 STABILITY, CONSENSUS = "stability.json", "consensus"
 
 
 def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False) -> list[Run]:
-    """`count` further runs in `directory`/seed-N, made or read.
+    """`count` further runs in `directory`/seed-N, made or read; the run's own directory is the one above.
 
     Raises:
-        UserError, KeyboardInterrupt: as `ensure_run`.
+        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_weights`.
     """
     found = []
-    for seed in ((run.config.seed + 1 + i) % SEEDS for i in range(count)):
-        place = directory / f"seed-{seed}"
+    places = {seed: directory / f"seed-{seed}" for seed in ((run.config.seed + 1 + i) % SEEDS for i in range(count))}
+    refuse_changed_weights([directory.parent, *places.values()], run.config, trust_remote_code=trust_remote_code)
+    for seed, place in places.items():
         ensure_run(place, resampled(run.config, seed), quiet=quiet, trust_remote_code=trust_remote_code)
         found.append(load_run(place))
     return found
@@ -71,11 +73,16 @@ def jaccard(a: Circuit, b: Circuit, level: str) -> float:
 
 
 def chance(a: int, b: int, total: int) -> float:
-    """The Jaccard index at the expected overlap of two random sets of a and b out of `total` nodes."""
+    """The expected Jaccard index of two random sets of a and b out of `total` nodes, whose overlap is hypergeometric."""
     if not a and not b:
         return 1.0
-    shared = a * b / total
-    return shared / (a + b - shared)
+    shared = torch.arange(max(0, a + b - total), min(a, b) + 1, dtype=torch.float64)
+    log_p = _log_choose(a, shared) + _log_choose(total - a, b - shared)
+    return float((log_p.softmax(0) * shared / (a + b - shared)).sum())
+
+
+def _log_choose(n: int, k: Tensor) -> Tensor:
+    return torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64)) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loaded: LoadedModel, task: Task) -> Run:
