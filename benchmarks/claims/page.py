@@ -14,7 +14,7 @@ from nodesieve.metrics import in_percent
 
 
 def markdown(result: dict[str, Any]) -> str:
-    parts = ["### Sizes, seed by seed", "", *at_a_glance(result), ""]
+    parts = [*beyond_validation([one for rows in result["tasks"].values() for one in rows]), "### Sizes, seed by seed", "", *at_a_glance(result), ""]
     for task, rows in result["tasks"].items():
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
@@ -34,6 +34,14 @@ def markdown(result: dict[str, Any]) -> str:
     if elsewhere:
         parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def beyond_validation(rows: list[dict[str, Any]]) -> list[str]:
+    """Of how many circuits test data says more than validation data had promised."""
+    above = sum(one["test"]["kl"] > one["validation_kl_upper"] for one in rows)
+    over = sum(one["test"]["kl"] > one["budget"] for one in rows)
+    found = f"the test KL of {above} is above the upper end of the interval on validation data, of {over} above the budget"
+    return [f"Of {len(rows)} circuits, {found}.", ""]
 
 
 def at_a_glance(result: dict[str, Any]) -> list[str]:

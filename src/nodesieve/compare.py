@@ -105,6 +105,8 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
         for name in ("unpolished", "polish_seconds", "seconds", "peak_memory_bytes"):
             line[name] = _mean_of_known(row[name] for row in own)
+        for name in ("exact_match", "faithfulness"):
+            line[name] = _mean_of_known(row["test"][name] for row in own)
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
         for unit in ("parts", "leaves"):
             for area in ("cpr", "cmd", "compactness"):
@@ -138,6 +140,8 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "unpolished": lambda line: "-" if line["unpolished"] is None else in_percent(line["unpolished"]),
         "parameters": lambda line: in_percent(line["parameters"]),
         "test KL": lambda line: f"{line['kl']:.3f}",
+        "same top token": lambda line: in_percent(line["exact_match"]),
+        "faithfulness": lambda line: "-" if line["faithfulness"] is None else f"{line['faithfulness']:.2f}",
         "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
         "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",
         "passes": lambda line: "-" if line["forward_passes"] is None else f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
