@@ -20,7 +20,7 @@ from circuits import fill
 from machine import machine, provenance
 from torch import Tensor
 
-from nodesieve import load_run
+from nodesieve import controls, load_run
 from nodesieve.circuit import Circuit
 from nodesieve.evaluation import problem_of
 from nodesieve.journal import Journal
@@ -38,15 +38,7 @@ EXAMPLES = 512
 ASKED = ("head_dim", "mlp_neuron", "mlp_output")
 SHARES = (0.06, 0.12, 0.25)
 READINGS = {"F": (1.0, 0.0), "30 F - gradient": (30.0, 1.0), "F / 2 - gradient": (0.5, 1.0), "-gradient": (0.0, 1.0)}  # weights of F, gradient
-OPENED: dict[str, tuple[str, ...]] = {
-    "nothing": (),
-    "dimensions of kept heads": ("head_dim",),
-    "neurons of kept blocks": ("mlp_neuron",),
-    "outputs of kept blocks": ("mlp_output",),
-    "all three": ASKED,
-    "all MLPs whole": ("layer", "mlp_block", "mlp_neuron", "mlp_output"),
-    "all heads whole": ("layer", "attention_block", "head", "head_dim"),
-}
+OPENED: dict[str, tuple[str, ...]] = {"nothing": (), **controls.OPENED, "all three kinds within what is kept": ASKED}
 
 
 def main() -> None:
@@ -95,10 +87,7 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def opened(problem: Problem, circuit: Circuit) -> list[dict[str, Any]]:
-    circuits = []
-    for levels in OPENED.values():
-        masks = {level: problem.nodes.present(level) if level in levels else mask for level, mask in circuit.masks.items()}
-        circuits.append(Circuit.of(masks, problem.nodes))
+    circuits = [controls.opened(circuit, levels) for levels in OPENED.values()]
     kls = problem.losses(circuits, "validation", cut=True)
     return [
         {"opened": name, "size": found.size, "heads": found.kept("head"), "kl": float(kl.mean())}

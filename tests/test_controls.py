@@ -12,7 +12,7 @@ from nodesieve.controls import complement, partly_ablated, random_circuit, run_c
 from nodesieve.evaluation import _intervals, evaluate_circuit
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES, LEVELS
-from nodesieve.nodes import NodeSpace
+from nodesieve.nodes import NodeSpace, up_to
 from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
 from planted import PLANTED, planted_model, planted_task
@@ -68,6 +68,19 @@ def test_partly_ablated_keeps_the_circuit_and_about_the_right_share_of_the_rest(
         assert float(other.masks["mlp_neuron"][outside].float().mean()) == pytest.approx(1 - p, abs=0.05)
 
 
+def test_one_kind_is_opened_and_nothing_else_changes() -> None:
+    nodes = SPACES["mixed"]
+    circuit = some_circuit(nodes, share=0.7)
+    for name, levels in controls.OPENED.items():
+        other = controls.opened(circuit, levels)
+        assert all(bool((other.masks[level] | ~circuit.masks[level]).all()) for level in LEVELS), name
+        assert sum(map(other.kept, LEAVES)) + other.kept("mlp_output") > sum(map(circuit.kept, LEAVES)) + circuit.kept("mlp_output"), name
+        above = {"head_dim": "head", "mlp_neuron": "mlp_block", "expert": "mlp_block", "mlp_output": "mlp_block"}
+        for level in above:
+            expected = nodes.present(level) & up_to(circuit.masks[level], other.masks[above[level]]) if level in levels else circuit.masks[level]
+            assert torch.equal(other.masks[level], expected), (name, level)
+
+
 @pytest.fixture(scope="module")
 def planted() -> tuple[Problem, Circuit, Scores]:
     problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
@@ -87,6 +100,8 @@ def test_a_planted_circuit_stands_up_to_every_control(planted: tuple[Problem, Ci
     assert told["random"]["p"] == told["random_by_layer"]["p"] == pytest.approx(1 / 20)
     assert told["complement"]["kl_mean"] > 0.2
     assert all(told[f"partial_{p}"]["kl_max"] < 0.01 for p in (0.5, 0.75, 0.9))
+    assert told["opened"]["count"] == len(controls.OPENED)
+    assert told["opened"]["added_by_dearest"] < 0.01
     assert told["minimality"]["added_by_cheapest"] > 0.1
     assert told["minimality"]["free"] == 0
     head = f"head.{'.'.join(map(str, sorted(PLANTED['head'])[0]))}"

@@ -69,9 +69,9 @@ def main() -> None:
             few = [method for method in setting.methods if method in options.methods and task in setting.tasks]
             if name in options.parts and few:
                 compared(runs / task / name, task, few, options.seeds, *flags(setting.options))
-        if "controls" in options.parts and CONTROLLED in options.methods:
-            for seed in range(options.seeds):
-                nodesieve("evaluate", runs / task / f"{CONTROLLED}-{seed}", "--controls")
+        if "controls" in options.parts:
+            for method, seed in ((method, seed) for method in CONTROLLED if method in options.methods for seed in range(options.seeds)):
+                nodesieve("evaluate", runs / task / f"{method}-{seed}", "--controls")
         if "within" in options.parts:
             for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
                 within(runs / task, task, method, seed)
@@ -146,11 +146,13 @@ def collected(runs: Path) -> dict[str, Any]:
     tasks, beside, inside = {}, [], []
     for task in TASKS:
         tasks[task] = rows_of(runs / task)
-        for place, run in finished(runs / task, f"{CONTROLLED}-[0-9]"):
-            measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
-            kept = read_json(measured) if measured.is_file() else {}
-            if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
-                beside.append({"task": task, "seed": run.config.seed, "size": run.metrics["size"], "groups": summary(kept["groups"])})
+        for method in CONTROLLED:
+            for place, run in finished(runs / task, f"{method}-[0-9]"):
+                measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
+                kept = read_json(measured) if measured.is_file() else {}
+                if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
+                    about = {"task": task, "method": method, "seed": run.config.seed, "size": run.metrics["size"]}
+                    beside.append({**about, "groups": summary(kept["groups"])})
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))
@@ -205,7 +207,7 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
         "versions": next((one["versions"] for one in reversed(parts) if one.get("versions")), {}),
         "tasks": by_task(all_of("tasks", {})),
         "settings": {name: by_task([some.get(name, {}) for some in all_of("settings", {})]) for name in SETTINGS},
-        "controls": rows(all_of("controls"), "task", "seed"),
+        "controls": rows(all_of("controls"), "task", "method", "seed"),
         "within": rows(all_of("within"), "task", "method", "seed"),
         "variants": rows(all_of("variants"), "name"),
     }

@@ -105,13 +105,15 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
         own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
         lines.append(
             [
-                *(entry["task"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
+                *(entry["task"], entry["method"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
                 *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
+                f"{groups['opened']['kl_max']:.3f} ({groups['opened']['dearest']})" if "opened" in groups else "-",
                 f"{alone['free']} of {alone['count']}",
             ]
         )
-    headings = ["task", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
-    return table([*headings, *(f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH), "parts that cost nothing alone"], lines)
+    headings = ["task", "method", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
+    partly = [f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH]
+    return table([*headings, *partly, "one kind opened, worst", "parts that cost nothing alone"], lines)
 
 
 def inside(rows: list[dict[str, Any]]) -> list[str]:

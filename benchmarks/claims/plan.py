@@ -15,7 +15,7 @@ METHODS = (
     *("activation_difference", "weight_magnitude", "random"),
 )
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
-CONTROLLED = "sieve"  # the method whose circuits are set beside other circuits
+CONTROLLED = ("sieve", "hybrid")  # the methods whose circuits are set beside other circuits
 DRAWS = 5
 
 

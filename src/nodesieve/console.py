@@ -116,6 +116,8 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         table.add_column(heading, justify="right" if heading else "left")
     for group, row in found.items():
         remark = f"p = {row['p']:.3f}" if "p" in row else ""
+        if "dearest" in row:
+            remark = f"dearest: {row['dearest']} ({row['added_by_dearest']:+.4f})"
         if "cheapest" in row:
             remark = f"{row['free']} cost nothing; cheapest: {row['cheapest']} ({row['added_by_cheapest']:+.4f})"
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]

@@ -6,6 +6,8 @@
   then closed where nothing is left below.
 - `partial`: nodes without children outside the circuit closed independently with some probability, where the circuit itself closes all of them. A
   circuit whose score rests on errors that cancel does worse with part of its complement open than with none; mean and worst of the draws.
+- `opened`: all nodes of one kind opened, the rest as in the circuit: errors of one kind may cancel those of another, which draws over all kinds alike
+  do not show.
 - `minimality`: each kept block and head, and each tenth of the kept neurons by score, closed alone; what that adds to the KL.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,14 @@ AT_ONCE = 8  # circuits that share a pass over the corrupted prompts
 ABLATED_WITH = (0.5, 0.75, 0.9)
 PARTIAL_DRAWS = 32  # for each of these probabilities
 DECILES = 10
+# by what is opened, the levels of which all nodes are, where what lies above is kept
+OPENED: dict[str, tuple[str, ...]] = {
+    "dimensions of kept heads": ("head_dim",),
+    "neurons of kept blocks": ("mlp_neuron", "expert"),
+    "outputs of kept blocks": ("mlp_output",),
+    "all MLPs whole": ("layer", "mlp_block", "mlp_neuron", "expert", "mlp_output"),
+    "all heads whole": ("layer", "attention_block", "head", "head_dim"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,8 @@ def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_dr
     for p in ABLATED_WITH:
         for i in range(partial_draws):
             yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(seed, i, 7)))
+    for name, levels in OPENED.items():
+        yield Control(group="opened", name=name, make=partial(opened, circuit, levels))
     for name, closed in _parts(circuit, scores):
         yield Control(group="minimality", name=name, make=partial(circuit.without, closed))
 
@@ -149,7 +161,8 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
 
 
 def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By group: how many, mean, lowest and highest KL; p where circuits are random; the cheapest part to close where each is closed alone."""
+    """By group: how many, mean, lowest and highest KL; p where circuits are random; what is dearest to open where each kind is opened alone, and the
+    cheapest part to close where each is closed alone."""
     own = found["circuit"]["circuit"]["kl"]
     result: dict[str, dict[str, Any]] = {}
     for group, rows in found.items():
@@ -159,6 +172,9 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         if group.startswith("random"):
             hits = sum(kl <= own for kl in values)
             result[group] |= {"hits": hits, "p": (1 + hits) / (1 + len(values))}
+        if group == "opened":
+            dearest = max(kls, key=kls.__getitem__)
+            result[group] |= {"dearest": dearest, "added_by_dearest": kls[dearest] - own}
         if group == "minimality":
             result[group] |= {
                 "cheapest": min(kls, key=kls.__getitem__),
@@ -233,6 +249,11 @@ def partly_ablated(circuit: Circuit, probability: float, *, seed: int) -> Circui
         spared = torch.rand(nodes.shape(level), generator=generator) >= probability
         kept[level] = (circuit.masks[level] | spared) & nodes.present(level)
     return Circuit.of(kept, nodes)
+
+
+def opened(circuit: Circuit, levels: Sequence[str]) -> Circuit:
+    """`circuit` with all nodes of `levels` open that have kept parents."""
+    return Circuit.of({level: circuit.nodes.present(level) if level in levels else mask for level, mask in circuit.masks.items()}, circuit.nodes)
 
 
 def _parts(circuit: Circuit, scores: Scores) -> Iterator[tuple[str, dict[str, Tensor]]]:
