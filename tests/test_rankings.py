@@ -34,6 +34,11 @@ def test_greedy_keeps_the_planted_heads_and_blocks_whole() -> None:
     assert run.metrics["budget"]["met"]
 
 
+def test_greedy_goes_on_to_a_size_beyond_the_budget() -> None:
+    run = discover(planted_model(), planted_task(), make_config({"kl_budget": 1e-4, "method": "greedy", "keep": 0.3, "polish": False}))
+    assert 0.1 < run.circuit.size <= 0.3
+
+
 def test_greedy_goes_from_the_last_node_back() -> None:
     problem = make_problem(planted_model(), planted_task(), make_config({}))
     scores = METHODS["greedy"](problem, make_config({"kl_budget": BUDGET}), Journal())

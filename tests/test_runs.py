@@ -251,6 +251,15 @@ def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -
         ns.discover(loaded, task, make_config(QUICK))
 
 
+def test_one_test_example_without_a_corrupted_prompt_is_told_before_any_work(loaded: LoadedModel) -> None:
+    prompts = [(f"Then {name} went to the", f"Then {other} went to the") for name, other in pairwise(NAMES[:40])]
+    records = [{"clean": clean, "corrupted": corrupted, "answers": " park"} for clean, corrupted in prompts]
+    records = [{**record, "split": ("train", "validation", "test")[i % 3]} for i, record in enumerate(records)]
+    del next(record for record in records if record["split"] == "test")["corrupted"]
+    with pytest.raises(ns.UserError, match="got some without in the test split"):
+        make_problem(loaded, ns.load_task(records, loaded.tokenizer), make_config(QUICK))
+
+
 def test_answers_over_all_their_tokens_and_further_metrics(loaded: LoadedModel) -> None:
     records = [
         {"clean": f"{a} and {b} went to", "corrupted": f"{b} and {a} went to", "answers": f" {a} and {b}", "distractors": f" {b} and {a}"}

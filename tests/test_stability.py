@@ -16,7 +16,9 @@ import torch
 
 import nodesieve as ns
 from command_line import QUICK, nodesieve, quick_flags
+from nodesieve import spawn
 from nodesieve.circuit import Circuit
+from nodesieve.config import make_config
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.stability import agreement, chance, consensus, jaccard
@@ -54,6 +56,16 @@ def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
         assert torch.equal(everything.masks[level], masks.any(0))
         assert bool((~nothing_missing.masks[level] | masks.all(0)).all())
     assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
+
+
+def test_a_run_that_is_stopped_while_it_ends_stays(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, place = make_config({"model": str(model_directory), "method": "random", **QUICK}), tmp_path / "random-0"
+    called = spawn._call
+    monkeypatch.setattr(spawn, "_call", lambda arguments: called(arguments) or -signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        spawn.ensure_run(place, config, quiet=True)
+    spawn.ensure_run(place, config, quiet=True)  # finished: nothing is called
+    assert ns.load_run(place).config == config
 
 
 def _change_weights(run: Path) -> None:

@@ -284,7 +284,7 @@ def _names(value: Any) -> tuple[str, ...]:
     """Of a list, or with commas between them."""
     if not isinstance(value, str | list | tuple):
         raise ValueError(f"expected a list of names, got {value!r}")
-    return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
+    return tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else map(str, value)))
 
 
 def _penalties(method: str) -> PerLevel:

@@ -38,10 +38,10 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         flags += ["--config", str(directory / CONFIG), "--out", str(directory), "--overwrite"]
     flags += ["--trust-remote-code"] if trust_remote_code else []
     code = _call(["discover", *flags])
-    if code == EXIT_INTERRUPTED:
+    if code in (EXIT_INTERRUPTED, -signal.SIGINT):  # the latter where it was about to end, and may be finished
         raise KeyboardInterrupt
     if code:
-        if not has_state(directory):  # refused before it began: nothing to go on from, and nothing in the way of other options
+        if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
             (directory / CONFIG).unlink(missing_ok=True)
             with suppress(OSError):
                 directory.rmdir()

@@ -46,7 +46,7 @@ def command(
     from nodesieve.report.comparison import render
     from nodesieve.run import read_config, write_text
 
-    names: Any = tuple(dict.fromkeys(name for name in methods.split(",") if name))
+    names: Any = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     unknown = [name for name in names if name not in choices(MethodName)]
     if unknown or not names:
         raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")

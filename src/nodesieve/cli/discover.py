@@ -95,7 +95,7 @@ def command(
     else:
         # The method goes by what is given, be it at its default.
         config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
-        directory = out or Path("runs") / f"{Path(config.model).stem}-{Path(config.task).stem}"
+        directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
         used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
         if used and not overwrite:
             raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")

@@ -2,14 +2,16 @@
 
 A sweep visits what is still open, from the last layer to the first, and closes a node for good where that adds less than a tolerance to the mean
 KL over the first `EXAMPLES` training examples. ACDC makes one sweep at a tolerance of the user's choice; here sweeps follow one another,
-each with twice the tolerance, until the KL is well over the budget. So one run gives the circuits of many tolerances: a node's score says when
-it went, and selection draws the line on validation data as for every method. Nothing finer than heads and MLP blocks is looked at.
+each with twice the tolerance, until the KL is well over the budget, or nothing is left where a size is asked for. So one run gives the circuits
+of many tolerances: a node's score says when it went, and selection draws the line on validation data as for every method. Nothing finer than heads
+and MLP blocks is looked at.
 
 What enters a layer stays as it is for the length of a sweep, since only later layers have changed: it is kept, and a visit begins there.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +51,8 @@ def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         search.restore(state)
     began = time.monotonic() - search.seconds
     visits = 0
-    while search.left and search.kl <= ENOUGH * config.kl_budget:
+    enough = ENOUGH * config.kl_budget if config.keep is None else math.inf  # on the way to a size, the budget does not hold
+    while search.left and search.kl <= enough:
         for node in search.left[search.place :]:
             search.visit(node)
             visits += 1
@@ -59,7 +62,7 @@ def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
                 journal.save(search.state())
             if journal.stopping:
                 raise KeyboardInterrupt
-            if search.kl > ENOUGH * config.kl_budget:
+            if search.kl > enough:
                 break
         search.end_sweep()
     journal.seconds = search.seconds
