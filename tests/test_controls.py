@@ -11,7 +11,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.controls import complement, partly_ablated, random_circuit, run_controls, summary
 from nodesieve.evaluation import _intervals, evaluate_circuit
 from nodesieve.journal import Journal
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.nodes import NodeSpace, up_to
 from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
@@ -75,9 +75,10 @@ def test_one_kind_is_opened_and_nothing_else_changes() -> None:
         other = controls.opened(circuit, levels)
         assert all(bool((other.masks[level] | ~circuit.masks[level]).all()) for level in LEVELS), name
         assert sum(map(other.kept, LEAVES)) + other.kept("mlp_output") > sum(map(circuit.kept, LEAVES)) + circuit.kept("mlp_output"), name
-        above = {"head_dim": "head", "mlp_neuron": "mlp_block", "expert": "mlp_block", "mlp_output": "mlp_block"}
-        for level in above:
-            expected = nodes.present(level) & up_to(circuit.masks[level], other.masks[above[level]]) if level in levels else circuit.masks[level]
+        for level in CHILDLESS:
+            parent, expected = LEVELS[level].parent, circuit.masks[level]
+            if level in levels and parent is not None:
+                expected = nodes.present(level) & up_to(expected, other.masks[parent])
             assert torch.equal(other.masks[level], expected), (name, level)
 
 

@@ -182,7 +182,7 @@ class DiscoverConfig:
     @field_validator("levels", mode="before")
     @classmethod
     def _known_levels(cls, value: Any) -> Any:
-        names = _names(value)
+        names = names_in(value)
         unknown = [name for name in names if name not in LEVELS]
         if unknown or not names or len(set(names)) < len(names):
             raise ValueError(f"expected different names from {', '.join(LEVELS)}, got {', '.join(names) or 'none'}")
@@ -191,7 +191,7 @@ class DiscoverConfig:
     @field_validator("metrics", mode="before")
     @classmethod
     def _known_metrics(cls, value: Any) -> Any:
-        names = _names(value) if value else ()
+        names = names_in(value) if value else ()
         unknown = [name for name in names if name not in EXTRA_METRICS]
         if unknown:
             raise ValueError(f"expected metrics among {', '.join(EXTRA_METRICS)}, got {', '.join(unknown)}")
@@ -280,8 +280,8 @@ class DiscoverConfig:
         return {**asdict(self), "levels": list(self.levels), "metrics": list(self.metrics)}
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    """Of a list, or with commas between them."""
+def names_in(value: Any) -> tuple[str, ...]:
+    """Names in a list, or in a string with commas between them."""
     if not isinstance(value, str | list | tuple):
         raise ValueError(f"expected a list of names, got {value!r}")
     return tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else map(str, value)))

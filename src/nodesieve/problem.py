@@ -184,12 +184,6 @@ def make_problem(
         needed=[split for split in SPLITS if split in splits or (split == "train" and config.ablation == "mean")],
         encoding=Encoding(**{field.name: getattr(config, field.name) for field in fields(Encoding)}),
     )
-    if config.ablation == "counterfactual":
-        for name, split in encoded.splits.items():
-            if not split.has_corrupted:  # before any work that would be lost
-                raise UserError(
-                    f"--ablation counterfactual expects a corrupted prompt for every example, got some without in the {name} split; use mean or zero"
-                )
     encoded = replace(encoded, metrics=tuple(dict.fromkeys((*encoded.metrics, *config.metrics))))
     model = gate(loaded.model)
     if config.only_correct:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nodesieve.cli.common import goes_on, trust_remote_code_option
-from nodesieve.config import MethodName, choices, make_config
+from nodesieve.config import MethodName, choices, make_config, names_in
 from nodesieve.errors import UserError
 
 
@@ -46,7 +46,7 @@ def command(
     from nodesieve.report.comparison import render
     from nodesieve.run import read_config, write_text
 
-    names: Any = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    names: Any = tuple(dict.fromkeys(filter(None, names_in(methods))))
     unknown = [name for name in names if name not in choices(MethodName)]
     if unknown or not names:
         raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")

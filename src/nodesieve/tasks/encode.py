@@ -70,7 +70,8 @@ def encode(
     """Encode the splits that are needed.
 
     Args:
-        aligned: leave out pairs of different token length (the counterfactual ablation needs none).
+        aligned: corrupted prompts are needed, of as many tokens as the clean ones, as by the counterfactual ablation: pairs of different length are
+            left out.
         context: the longest prompt that the model reads, in tokens.
         vocabulary: how many tokens the model knows; by default as many as the tokenizer does.
 
@@ -88,6 +89,11 @@ def encode(
         unequal = 0
         for example, pieces in encoder.examples((*task.splits[name], *(task.redrawn if name == "train" else ()))):
             first = pieces[0]
+            if aligned and first.corrupted is None:
+                raise UserError(
+                    "--ablation counterfactual expects a corrupted prompt for every example, "
+                    f"got some without in the {name} split, e.g. {example.clean!r}; use mean or zero"
+                )
             if aligned and first.corrupted is not None and len(first.corrupted) != len(first.clean):
                 if encoding.unequal == "error":
                     raise UserError(
