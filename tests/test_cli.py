@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -182,6 +184,8 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         (["discover", "--levels", "head,brain"], "mlp_output, embedding, got head, brain\n"),
         (["discover", "--penalties", "head"], "expected LEVEL=NUMBER pairs"),
         (["discover", "--penalties", "brain=1"], "expected level names"),
+        (["discover", "--penalties", "head=-1,layer=2"], "penalties expects numbers of at least 0, got head=-1\n"),
+        (["discover", "--within", ".", "--method", "fisher"], "within expects method hybrid, sieve, multigranular, got fisher"),
         (["discover", "--kl-budget", "-1"], "greater than 0, got -1"),
         (["discover", "--method", "magic"], "'magic' is not one of"),
         (["discover", "--model", "no/such-model-here"], "could not load 'no/such-model-here'"),
@@ -309,6 +313,27 @@ def test_a_circuit_in_other_weights_is_measured_with_a_word_about_it(
     assert capsys.readouterr().err == ""
     assert nodesieve("evaluate", out, "--model", other) == 0
     assert "are not those that the circuit was found in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", ["ImportError('half of it')", "UserError('could not load')", "KeyboardInterrupt"])
+def test_ctrl_c_in_the_middle_of_an_import_is_no_error_of_its_own(error: str) -> None:
+    program = f"""
+import signal
+from nodesieve import __main__, cli
+from nodesieve.errors import UserError
+
+def importing(**options):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise {error} from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.cli.main = importing
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
 
 
 @contextmanager

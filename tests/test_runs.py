@@ -24,7 +24,7 @@ from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
-from nodesieve.problem import make_problem
+from nodesieve.problem import Loss, make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 from nodesieve.tasks.base import SPLITS
@@ -174,6 +174,22 @@ def test_files_that_are_no_runs_are_refused(finished: Path, tmp_path: Path, name
         ns.load_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("circuit.json", "{}", "found nothing under format_version"),
+        ("history.jsonl", "1\n", "expected a JSON object with a step a line in .*, got 1"),
+        ("circuit.safetensors", None, "found none in '[^;]*$"),  # the run is finished, so nothing is said of going on
+    ],
+)
+def test_files_of_a_run_that_hold_nothing_are_refused(finished: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ns.UserError, match=message):
+        ns.load_run(tmp_path / "run")
+
+
 @pytest.fixture(scope="module")
 def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
@@ -193,6 +209,15 @@ def test_a_file_of_test_examples_alone_is_measured_under_the_mean_of_the_run(loa
     alone = replace(task, source="file.jsonl", splits={**dict.fromkeys(SPLITS, ()), "test": task.splits["test"]}, redrawn=())
     kl = ns.evaluate(loaded, alone, run).circuit["test"]["kl"]
     assert kl == pytest.approx(run.metrics["circuit"]["test"]["kl"], rel=1e-5)
+
+
+def test_the_mean_is_of_the_examples_that_the_run_had(loaded: LoadedModel) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "ablation": "mean", "train_size": 32}))
+    fewer = replace(task, splits={**task.splits, "train": task.splits["train"][1:]})
+    with pytest.raises(ns.UserError, match="expected the train examples that the run was made with"):
+        ns.evaluate(loaded, fewer, run)
+    assert ns.evaluate(loaded, fewer, run, ablation="zero").circuit["test"]["kl"] >= 0
 
 
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
@@ -218,10 +243,18 @@ def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: Loa
     torch.testing.assert_close(left.losses([circuit], "test")[0], right.losses([circuit], "test")[0])
 
 
-def test_a_loss_that_is_no_number_is_refused(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda logits, batch: logits[:, 0] * math.nan, "expected a loss that gives finite numbers"),
+        (lambda logits, batch: logits[:, 0].mean(), r"expected a loss that gives one number an example, shape \(\d+,\), got shape \(\)"),
+        (lambda logits, batch: logits[:, :1], r"got shape \(\d+, 1\)"),
+    ],
+)
+def test_a_loss_that_is_no_number_an_example_is_refused(loaded: LoadedModel, loss: Loss, message: str) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    with pytest.raises(ns.UserError, match="expected a loss that gives finite numbers"):
-        ns.discover(loaded, task, make_config(QUICK), loss=lambda logits, batch: logits[:, 0] * math.nan)
+    with pytest.raises(ns.UserError, match=message):
+        ns.discover(loaded, task, make_config(QUICK), loss=loss)
 
 
 def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
@@ -238,6 +271,10 @@ def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
     assert own.metrics["budget"]["met"]
     assert own.history[-1]["loss"] != plain.history[-1]["loss"]
     assert "kl" in own.metrics["circuit"]["test"]
+    assert own.description["loss"] == "answer_loss"
+    assert "<code>answer_loss</code>, a loss of its own" in render([("own", own)])
+    assert "loss" not in plain.description
+    assert "of its own" not in render([("plain", plain)])
 
 
 def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
+from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 from nodesieve.methods import METHODS
@@ -84,6 +85,11 @@ def test_parts_are_whole_and_go_by_scores_of_wholes_where_there_are_some() -> No
     assert circuit.kept("mlp_neuron") == 20
     assert cut(scores, "parts", 1.0).fingerprint == Circuit.whole(NODES).fingerprint
     assert cut(scores, "parts", 0.001).size == 0
+
+
+def test_nothing_to_rank_is_refused() -> None:
+    with pytest.raises(UserError, match="expects scores of levels other than the embedding, got embedding"):
+        size_curve(make_problem(), drawn(NODES, levels=("embedding",)), budget=0.05)
 
 
 @pytest.mark.parametrize("method", ["gate_gradient", "random"])

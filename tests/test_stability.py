@@ -99,7 +99,16 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns == made
     assert nodesieve("stability", run, "--seeds", 2, "--agree", 4) == 2
     capsys.readouterr()
+    description = json.loads((run / "circuit.json").read_text())
+    (run / "circuit.json").write_text(json.dumps({**description, "loss": "mine"}))
+    assert nodesieve("stability", run, "--seeds", 2) == 2
+    assert "expected a run that kept the KL low" in capsys.readouterr().err
+    (run / "circuit.json").write_text(json.dumps(description))
     _change_weights(run)
+    assert nodesieve("stability", run, "--seeds", 3) == 2
+    assert "expected runs of the same weights" in capsys.readouterr().err
+    for place in ("seed-4", "seed-5"):
+        _change_weights(run / "stability" / place)
     assert nodesieve("stability", run, "--seeds", 3) == 2
     assert "that the run in" in capsys.readouterr().err
     assert not (run / "stability" / "seed-6").exists()
@@ -137,12 +146,25 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert nodesieve(*command[:3], "--task", "nope", "--methods", "random", "--out", tmp_path / "refused") == 2
     assert not list((tmp_path / "refused").iterdir())
     _change_weights(out / "random-0")
+    assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 2  # nothing to make, and yet no comparison
+    assert "expected runs of the same weights" in capsys.readouterr().err
+    _change_weights(out / "weight_magnitude-0")
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0  # nothing to make
     assert nodesieve(*command, "--methods", "random,fisher") == 2
     assert "that the run in" in capsys.readouterr().err
     assert not (out / "fisher-0").exists()
     assert nodesieve(*command, "--methods", "rnadom") == 2
     assert "--methods expects names among" in capsys.readouterr().err
+    for more, methods, message in (
+        (["--levels", "mlp_neuron"], "random,greedy", "method greedy expects levels with some of head, mlp_block, got mlp_neuron"),
+        (["--levels", "mlp_neuron"], "random,coarse", "method coarse expects levels"),
+        ([], "multigranular,random", "expected options that ask every method for the same"),
+    ):
+        if not more:
+            options.write_text(options.read_text() + "\ncontroller: target_size")
+        assert nodesieve(*command[:-1], tmp_path / "planned", "--methods", methods, *more) == 2
+        assert message in capsys.readouterr().err
+    options.write_text(options.read_text().removesuffix("\ncontroller: target_size"))
     options.write_text(options.read_text() + "\nmax_minutes: 10")
     assert nodesieve(*command[:-1], tmp_path / "planned", "--methods", "sieve,random") == 2
     assert "max_minutes expects method sieve" in capsys.readouterr().err

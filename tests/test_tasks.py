@@ -23,7 +23,7 @@ from nodesieve.batches import EncodedExample, Split
 from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS, words
 from nodesieve.tasks.base import SPLITS, Example, Task
-from nodesieve.tasks.encode import Encoding, encode
+from nodesieve.tasks.encode import Encoding, encode, is_one_token
 from nodesieve.tasks.load import load_task
 from nodesieve.tasks.readers import read_task
 
@@ -234,6 +234,9 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         (GOOD + '\n{"clean": "a", "answers": [""]}\n', r"line 2: expected an answer or a list of them under 'answers'"),
         (GOOD + "\n[1]\n", "line 2: expected a JSON object, got list"),
         (GOOD + "\n{\n", "line 2: expected a JSON object"),
+        ('{"clean": "a b", "corrupted": "c d", "answers": [" x"}\n' + GOOD, r"line 1: expected a JSON object, got .*\(Expecting ',' delimiter"),
+        ("\n\nclean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 5: expected a token id under 'correct_idx', got 'one'"),
+        ("\nclean,corrupted,label\na,b,1\n", "line 2: expected a column among correct_idx"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "dev"}\n', "expected a split of train, validation, test, got 'dev'"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "test"}\n', "line 1: expected a split in every example or in none"),
         (GOOD, "expected at least 10 different examples"),
@@ -317,6 +320,12 @@ def test_unequal_lengths_may_be_an_error(tokenizer: PreTrainedTokenizerFast) -> 
     bad = Example(clean="While Mary gave", corrupted="While John and Mary gave", answers=(" Mary",), distractors=(" John",))
     with pytest.raises(UserError, match="expected clean and corrupted prompts of the same token length, got 3 and 5"):
         encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"), encoding=Encoding(unequal="error"))
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_no_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert is_one_token(tokenizer, " Mary")
+    assert tokenizer("Marysville", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+    assert not is_one_token(tokenizer, " Marysville")
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from nodesieve.config import DiscoverConfig, MethodName
+from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.metrics import in_percent
 from nodesieve.models import LoadedModel, model_of
@@ -44,6 +45,8 @@ def compare(
             earlier call.
     """
     plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
+    if len({one.size for one in plan}) > 1:  # controller target_size, of which some methods take no notice
+        raise UserError("expected options that ask every method for the same, got a target size, which learned gates alone steer to; use keep")
     places = [directory / f"{one.method}-{one.seed}" for one in plan]
     refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}

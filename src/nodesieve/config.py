@@ -68,6 +68,11 @@ DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` 
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
 SEARCHES: tuple[MethodName, ...] = ("hybrid", "sieve", *LEARNED_GATES)
+INSIDE: tuple[MethodName, ...] = ("hybrid", "sieve", "multigranular")  # these can search within a circuit
+SEEN: dict[MethodName, tuple[str, ...]] = {  # levels, some of which these methods need, and no others of which they look at
+    "coarse": ("layer", "attention_block", "mlp_block", "head"),
+    "greedy": ("head", "mlp_block"),
+}
 STEERED = ("controller", "target_size", "repair_share")  # options of runs that learn gates to the end
 OF_GATES = (
     *("gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init", "log_alpha_spread", "warmup_steps"),
@@ -209,6 +214,11 @@ class DiscoverConfig:
     def _settle(self) -> DiscoverConfig:
         if self.method == "auto":
             object.__setattr__(self, "method", method_for(_set(self)))
+        if self.within is not None and self.method not in INSIDE:
+            raise ValueError(f"within expects method {', '.join(INSIDE)}, got {self.method}")
+        for method, seen in SEEN.items():
+            if self.method == method and not set(seen) & set(self.levels):
+                raise ValueError(f"method {method} expects levels with some of {', '.join(seen)}, got {', '.join(self.levels)}")
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
         if self.controller != "target_size" and self.target_size is not None:
@@ -229,8 +239,10 @@ class DiscoverConfig:
             object.__setattr__(self, "polish", self.size is None)
         for name, usual in {**PER_LEVEL, "penalties": _penalties(self.method)}.items():
             object.__setattr__(self, name, {**usual, **getattr(self, name)})
-        if any(rate < 0 for rate in (*self.penalties.values(), *self.learning_rates.values())):
-            raise ValueError("penalties and learning_rates: expected numbers of at least 0")
+        for name in ("penalties", "learning_rates"):
+            below = [f"{level}={rate:g}" for level, rate in getattr(self, name).items() if rate < 0]
+            if below:
+                raise ValueError(f"{name} expects numbers of at least 0, got {', '.join(below)}")
         return self
 
     @property

@@ -26,14 +26,13 @@ from nodesieve.metrics import in_percent
 from nodesieve.models import DTYPES, LoadedModel, device_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
-from nodesieve.run import Run, counted, describe, load_run
+from nodesieve.run import Run, counted, describe, load_run, refuse_other_examples
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task
 
 FEW = 30  # validation examples, below which there is a word about it
-WITHIN = ("hybrid", "sieve", "multigranular")  # methods that can search inside a circuit
 
 
 class Interrupted(KeyboardInterrupt):
@@ -70,7 +69,7 @@ def discover(
     journal.devices = [device_name(problem.model.device)]
     weights, fingerprints = loaded.fingerprint, task.fingerprints
     journal.of = {"weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
-    problem.within = _within(problem, config)
+    problem.within = _within(problem, config, task, journal, weights)
     problem.remember = remembering(config, journal.scratch)
     if not set(config.levels) & set(problem.nodes.levels):
         raise UserError(f"expected --levels among those of this model, {', '.join(problem.nodes.levels)}, got {', '.join(config.levels)}")
@@ -84,7 +83,7 @@ def discover(
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
-    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, examples=examples)
+    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, examples=examples, loss=loss)
     journal.say("scoring")
     clock = time.monotonic()
     try:
@@ -133,15 +132,17 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
     return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype)
 
 
-def _within(problem: Problem, config: DiscoverConfig) -> Circuit | None:
+def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journal, weights: str) -> Circuit | None:
     if config.within is None:
         return None
-    if config.method not in WITHIN:
-        raise UserError(f"--within expects --method {', '.join(WITHIN)}, got {config.method}")
-    circuit = load_run(config.within).circuit
-    if circuit.nodes != problem.nodes:
-        raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {circuit.nodes}")
-    return circuit
+    outer = load_run(config.within)
+    if outer.circuit.nodes != problem.nodes:
+        raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {outer.circuit.nodes}")
+    if task.source == outer.config.task:  # with other test examples, some of them may be among those that the outer circuit was found on
+        refuse_other_examples(outer.description, task, ("test",))
+    if outer.description["model"].get("fingerprint", weights) != weights:
+        journal.note(f"the weights of {config.model} are not those that the circuit in {config.within} was found in")
+    return outer.circuit
 
 
 def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:

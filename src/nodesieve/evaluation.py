@@ -59,10 +59,12 @@ def problem_of(
     loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
 ) -> Problem:
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
+    averaged: tuple[SplitName, ...] = ("train",) if (ablation or run.config.ablation) == "mean" else ()
     if task.source == run.config.task:
-        refuse_other_examples(run.description, task, splits)
-    if (ablation or run.config.ablation) == "mean" and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
+        refuse_other_examples(run.description, task, (*splits, *averaged))
+    elif averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
         own = task_of(run.config, loaded.tokenizer)
+        refuse_other_examples(run.description, own, averaged)
         task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
     problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation or run.config.ablation), splits=splits)
     if run.circuit.nodes != problem.nodes:

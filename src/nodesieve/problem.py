@@ -87,6 +87,8 @@ class Problem:
         if self._loss is None:
             return kl_divergence(full, logits)
         found = self._loss(logits, batch)
+        if found.shape != logits.shape[:1]:
+            raise UserError(f"expected a loss that gives one number an example, shape {tuple(logits.shape[:1])}, got shape {tuple(found.shape)}")
         if not bool(found.isfinite().all()):
             raise UserError(f"expected a loss that gives finite numbers, got {found.detach().flatten()[:4].tolist()}, ...")
         return found

@@ -109,7 +109,7 @@ def load_run(directory: str | Path) -> Run:
     """
     out = Path(directory)
     if not (out / CIRCUIT).is_file():
-        begun = has_state(out) or (out / CONFIG).is_file()
+        begun = has_state(out) or ((out / CONFIG).is_file() and not is_finished(out))
         hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if begun else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
     config, description = read_config(out), _whole(out / DESCRIPTION, WHOLE[DESCRIPTION])
@@ -117,7 +117,7 @@ def load_run(directory: str | Path) -> Run:
         raise UserError(
             f"expected a run of format {FORMAT_VERSION} or earlier in {str(directory)!r}, got {description['format_version']}; update nodesieve"
         )
-    metrics = _whole(out / METRICS, WHOLE[METRICS]) if (out / METRICS).is_file() else {}
+    metrics = _whole(out / METRICS, WHOLE[METRICS], or_empty=True) if (out / METRICS).is_file() else {}
     try:
         with safe_open(out / CIRCUIT, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -150,10 +150,10 @@ def load_run(directory: str | Path) -> Run:
     )
 
 
-def _whole(path: Path, parts: Sequence[str]) -> dict[str, Any]:
-    """A JSON object with these parts, none of them empty; an empty one stays so."""
+def _whole(path: Path, parts: Sequence[str], *, or_empty: bool = False) -> dict[str, Any]:
+    """A JSON object with these parts, none of them empty, or an empty one."""
     content = read_json(path)
-    missing = [part for part in parts if content and content.get(part) in (None, {})]
+    missing = [part for part in parts if content.get(part) in (None, {}) and (content or not or_empty)]
     if missing:
         raise UserError(f"expected {', '.join(parts)} in {str(path)!r}, found nothing under {', '.join(missing)}")
     return content
@@ -163,9 +163,13 @@ def _history_of(directory: Path) -> list[dict[str, Any]]:
     """Its lines; none where there is no such file."""
     path = directory / HISTORY
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:
         raise UserError(f"expected a JSON object a line in {str(path)!r}, got {error}") from error
+    others = [row for row in rows if not (isinstance(row, dict) and "step" in row)]
+    if others:
+        raise UserError(f"expected a JSON object with a step a line in {str(path)!r}, got {str(others[0])[:60]}")
+    return rows
 
 
 def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NodeSpace:
@@ -183,7 +187,14 @@ def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> 
 
 
 def describe(
-    config: DiscoverConfig, circuit: Circuit, *, revision: str | None, fingerprint: str, examples: Mapping[str, Any], complete: bool
+    config: DiscoverConfig,
+    circuit: Circuit,
+    *,
+    revision: str | None,
+    fingerprint: str,
+    examples: Mapping[str, Any],
+    loss: object | None = None,
+    complete: bool,
 ) -> dict[str, Any]:
     """The content of `circuit.json`, less the thresholds."""
     return {
@@ -196,6 +207,7 @@ def describe(
         "task": config.task,
         "seed": config.seed,
         "counts": counted(circuit),
+        **({"loss": getattr(loss, "__name__", type(loss).__name__)} if loss else {}),
         **({"expert_layers": sorted(circuit.nodes.expert_layers)} if circuit.nodes.expert_layers else {}),
         "examples": examples,
         "versions": versions(),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from nodesieve.circuit import Circuit
+from nodesieve.errors import UserError
 from nodesieve.evaluation import measure_with_faithfulness
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors
@@ -35,7 +36,12 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
     """By unit ("parts", "leaves"): `points` (share, nodes, kl, accuracy, faithfulness, ...), `cpr`, `cmd` and `compactness`.
 
     The areas are None where faithfulness is not defined: for a task without distractors.
+
+    Raises:
+        UserError: there is nothing to rank.
     """
+    if not set(scores.levels) - {"embedding"}:
+        raise UserError(f"a size curve expects scores of levels other than the embedding, got {', '.join(scores.levels) or 'none'}")
     found = {}
     for unit in UNITS:
         circuits = [cut(scores, unit, share) for share in SHARES]

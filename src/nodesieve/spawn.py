@@ -55,17 +55,23 @@ def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
 
 
 def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise UserError where some of these runs are finished, some are still to be made, and the model has other weights now."""
-    done = [place for place in directories if is_finished(place)]
-    if not done or len(done) == len(directories):
+    """Raise UserError unless all finished runs are of the same weights, and these are the model's now where some are still to be made."""
+    described = {place: read_json(place / DESCRIPTION) for place in directories if is_finished(place)}
+    known = {place: found["model"]["fingerprint"] for place, found in described.items() if found["model"].get("fingerprint")}
+    if not known:
         return
-    now = model_of(config, trust_remote_code=trust_remote_code).fingerprint  # the model is not held beside the runs
-    for place in done:
-        if read_json(place / DESCRIPTION)["model"].get("fingerprint", now) != now:
+    first, weights = next(iter(known.items()))
+    for place, own in known.items():
+        if own != weights:
             raise UserError(
-                f"expected the weights of {config.model!r} that the run in {str(place)!r} was made with, got others: runs of both say nothing of "
-                "either model; bring the weights back, or choose another directory"
+                f"expected runs of the same weights, got others in {str(place)!r} than in {str(first)!r}: side by side they say nothing of either "
+                "model; remove those of the weights that are not wanted, or choose another directory"
             )
+    if len(described) < len(directories) and model_of(config, trust_remote_code=trust_remote_code).fingerprint != weights:
+        raise UserError(  # the model was held for the moment only, not beside the runs
+            f"expected the weights of {config.model!r} that the run in {str(first)!r} was made with, got others: runs of both say nothing of "
+            "either model; bring the weights back, or choose another directory"
+        )
 
 
 def _call(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -18,8 +18,12 @@ from nodesieve.cli import check_model, compare, discover, evaluate, export, node
 from nodesieve.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UnknownFamilyWarning, UserError
 
 
-def main() -> None:
-    """Entry point of `nodesieve`."""
+def main(stopped: Sequence[int] = ()) -> None:
+    """Run the command that `sys.argv` holds.
+
+    Args:
+        stopped: signals that have come; holds some where Ctrl-C came in the middle of an import, which may then fail in any way.
+    """
     try:
         with _plain_warnings():
             code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned
@@ -28,16 +32,30 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:  # a full disk, a directory that is not ours
-        _fail(f"expected to read and write what the command names, could not: {error}")
+    except (click.ClickException, UserError, OSError) as error:
+        if stopped:
+            _end_stopped()
+        _fail(_in_words(error))
     except (KeyboardInterrupt, click.Abort):
-        print("stopped", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        _end_stopped()
+    except Exception:
+        if not stopped:
+            raise
+        _end_stopped()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, UserError):
+        return str(error)
+    return f"expected to read and write what the command names, could not: {error}"  # a full disk, a directory that is not ours
+
+
+def _end_stopped() -> NoReturn:
+    print("stopped", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _fail(message: str) -> NoReturn:

@@ -34,6 +34,11 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     run = load_run(directory)
     if not run.metrics:
         raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {directory}")
+    if "loss" in run.description:
+        raise UserError(
+            f"expected a run that kept the KL low, got one that was found in Python with a loss of its own, {run.description['loss']}; repeat it "
+            "there, with discover(..., loss=...) and other seeds"
+        )
     at_least = agree or (1 + seeds) // 2 + 1
     if at_least > 1 + seeds:
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")

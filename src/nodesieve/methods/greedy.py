@@ -22,15 +22,13 @@ from torch import Tensor
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
-from nodesieve.config import DiscoverConfig
-from nodesieve.errors import UserError
+from nodesieve.config import SEEN, DiscoverConfig
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores
 
-VISITED = ("head", "mlp_block")
 EXAMPLES = 64
 FIRST_TOLERANCE = 1 / 1024  # of the KL budget
 ENOUGH = 1.5  # times the budget: where sweeps end
@@ -41,8 +39,6 @@ _Node = tuple[int, int]  # layer, and head or -1 for the MLP block
 
 def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Close heads and MLP blocks one after the other; resumable."""
-    if not set(VISITED) & set(config.levels):
-        raise UserError(f"--method greedy expects --levels with some of {', '.join(VISITED)}, got {', '.join(config.levels)}")
     search = _Search(problem, config)
     state = journal.load()
     if state is None:
@@ -149,7 +145,7 @@ class _Search:
                 values["mlp_block"][layer] = number
             else:
                 values["head"][layer, head] = number
-        return Scores(values=values, nodes=self.nodes, levels=tuple(level for level in VISITED if level in self.config.levels))
+        return Scores(values=values, nodes=self.nodes, levels=tuple(level for level in SEEN["greedy"] if level in self.config.levels))
 
     def state(self) -> State:
         numbers = {"place": self.place, "tolerance": self.tolerance, "kl": self.kl, "seconds": self.seconds, "left": self.left, "gone": self.gone}

@@ -53,7 +53,8 @@ class EncodedTask:
 
 
 def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
 def encode(

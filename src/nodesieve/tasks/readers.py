@@ -255,17 +255,19 @@ CSV_COLUMNS = (("correct_idx", "incorrect_idx"), ("clean_answer_idx", "corrupted
 
 
 def _read_csv(text: str, path: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text.lstrip(), newline=""), strict=True)
+    above = len(_lines(text[: len(text) - len(text.lstrip())])) - 1  # empty lines before the header
     try:
         header = list(reader.fieldnames or ())
         pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)
         if pair is None:
             got = ", ".join(map(repr, header))  # a quote out of place makes the lines below it part of a column's name
             shown = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
-            raise UserError(f"{path}, line 1: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {shown}")
+            raise UserError(f"{path}, line {1 + above}: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {shown}")
         good, bad = pair
         for record in reader:
-            at = f"{path}, line {reader.line_num}"
+            line = above + reader.line_num
+            at = f"{path}, line {line}"
             if None in record or None in record.values():
                 raise UserError(f"{at}: expected {len(header)} fields, got {'more' if None in record else 'fewer'}")
             ids = good.endswith("_idx")
@@ -276,9 +278,9 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
                 "distractors": _cell(record[bad], ids, bad, at) if record.get(bad) else None,
                 "split": record.get("split") or None,
             }
-            yield _row(row, at, line=reader.line_num)
+            yield _row(row, at, line=line)
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: expected CSV, got {error}") from error
+        raise UserError(f"{path}, line {above + reader.line_num}: expected CSV, got {error}") from error
 
 
 def _cell(text: str, ids: bool, column: str, at: str) -> Any:
@@ -341,6 +343,8 @@ def _first_object(text: str) -> Any:
 
 def _is_lines(text: str) -> bool:
     row = _first_object(text)
+    if row is None and not _is_prompts(text):  # meant to be: the reader says where the line goes wrong
+        return re.match(r'\{\s*"(clean|answers)"', text.lstrip()) is not None
     return isinstance(row, dict) and ("answers" in row or "clean" in row)
 
 
@@ -349,7 +353,7 @@ def _is_prompts(text: str) -> bool:
 
 
 def _is_csv(text: str) -> bool:
-    header = [name.strip('"') for name in _lines(text)[0].split(",")]
+    header = [name.strip('"') for name in _lines(text.lstrip())[0].split(",")]
     return "clean" in header and len(header) > 1
 
 
