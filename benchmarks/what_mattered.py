@@ -35,6 +35,8 @@ COMMON = (
     "0",
     "--keep",
     "0.5",
+    "--penalties",  # the default's when this was first run
+    "head_dim=1.5,mlp_neuron=1.5,mlp_output=1",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
