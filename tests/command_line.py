@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
 import pytest
 
 from nodesieve import cli
+from nodesieve.console import ConsoleJournal
 
 QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "force": True, "polish": False}
 
@@ -29,3 +34,18 @@ def quick_flags(**more: object) -> list[str]:
         else:
             flags += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
     return flags
+
+
+@contextmanager
+def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
+    """Press Ctrl-C whenever progress is told and `when(step, facts)` holds."""
+    original = ConsoleJournal.progress
+
+    def progress(self: ConsoleJournal, step: int, total: int, **facts: float) -> None:
+        original(self, step, total, **facts)
+        if when(step, facts):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConsoleJournal, "progress", progress)
+        yield

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 
-from nodesieve.errors import EXIT_INTERRUPTED
+from nodesieve.errors import end_stopped
 
 
 def main() -> None:
@@ -23,8 +22,7 @@ def main() -> None:
     except BaseException:
         if not stopped:
             raise
-        print("stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        end_stopped()
     command_line(stopped)
 
 

@@ -60,7 +60,7 @@ TARGET_SIZE = 0.1  # of controller target_size, where no size is given
 LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
 SEARCHES: tuple[MethodName, ...] = ("hybrid", "sieve", *LEARNED_GATES)
 INSIDE: tuple[MethodName, ...] = ("hybrid", "sieve", "multigranular")  # these can search within a circuit
-SEEN: dict[MethodName, tuple[str, ...]] = {  # levels, some of which these methods need, and no others of which they look at
+SEEN: dict[str, tuple[str, ...]] = {  # levels, some of which these methods need, and no others of which they look at
     "coarse": ("layer", "attention_block", "mlp_block", "head"),
     "greedy": ("head", "mlp_block"),
 }
@@ -207,9 +207,9 @@ class DiscoverConfig:
             object.__setattr__(self, "method", method_for(_set(self)))
         if self.within is not None and self.method not in INSIDE:
             raise ValueError(f"within expects method {', '.join(INSIDE)}, got {self.method}")
-        for method, seen in SEEN.items():
-            if self.method == method and not set(seen) & set(self.levels):
-                raise ValueError(f"method {method} expects levels with some of {', '.join(seen)}, got {', '.join(self.levels)}")
+        seen = SEEN.get(self.method, self.levels)
+        if not set(seen) & set(self.levels):
+            raise ValueError(f"method {self.method} expects levels with some of {', '.join(seen)}, got {', '.join(self.levels)}")
         if self.max_minutes is not None and self.method != "sieve":
             raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
         if self.controller != "target_size" and self.target_size is not None:

@@ -1,8 +1,11 @@
-"""The one exception that users meet, and a warning.
+"""The one exception that users meet, a warning, and how a command ends that was stopped.
 
 A `UserError` says what was expected, what came, and what to do, in one line. The command line prints it without a traceback
 and exits with code `EXIT_BAD_INPUT`; from Python it is an ordinary `ValueError`.
 """
+
+import sys
+from typing import NoReturn
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -13,3 +16,9 @@ class UserError(ValueError):
 
 class UnknownFamilyWarning(UserWarning):
     """A model of a family without a row was read by its structure. Every check passed, but nobody has looked at the family itself."""
+
+
+def end_stopped() -> NoReturn:
+    """End the process as Ctrl-C does where there is nothing to go on from."""
+    print("stopped", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)

@@ -73,6 +73,10 @@ class Run:
     description: Mapping[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
+    def was_found_in(self, weights: str) -> bool:
+        """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
+        return weights_of(self.description) in (None, weights)
+
     def save(self, directory: str | Path) -> None:
         """Write the run's files into `directory` (made if need be), except the report."""
         out = Path(directory)
@@ -212,6 +216,12 @@ def describe(
         "examples": examples,
         "versions": versions(),
     }
+
+
+def weights_of(description: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the weights that a run was made with; the first runs do not say it."""
+    found: str | None = description["model"].get("fingerprint")
+    return found
 
 
 def counted(circuit: Circuit) -> dict[str, dict[str, int]]:

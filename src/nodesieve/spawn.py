@@ -12,7 +12,7 @@ from pathlib import Path
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.models import model_of
-from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, write_config
+from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task
 
@@ -56,8 +56,8 @@ def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
 
 def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
     """Raise UserError unless all finished runs are of the same weights, and these are the model's now where some are still to be made."""
-    described = {place: read_json(place / DESCRIPTION) for place in directories if is_finished(place)}
-    known = {place: found["model"]["fingerprint"] for place, found in described.items() if found["model"].get("fingerprint")}
+    done = {place: weights_of(read_json(place / DESCRIPTION)) for place in directories if is_finished(place)}
+    known = {place: weights for place, weights in done.items() if weights}
     if not known:
         return
     first, weights = next(iter(known.items()))
@@ -67,7 +67,7 @@ def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, 
                 f"expected runs of the same weights, got others in {str(place)!r} than in {str(first)!r}: side by side they say nothing of either "
                 "model; remove those of the weights that are not wanted, or choose another directory"
             )
-    if len(described) < len(directories) and model_of(config, trust_remote_code=trust_remote_code).fingerprint != weights:
+    if len(done) < len(directories) and model_of(config, trust_remote_code=trust_remote_code).fingerprint != weights:
         raise UserError(  # the model was held for the moment only, not beside the runs
             f"expected the weights of {config.model!r} that the run in {str(first)!r} was made with, got others: runs of both say nothing of "
             "either model; bring the weights back, or choose another directory"

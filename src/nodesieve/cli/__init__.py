@@ -15,7 +15,7 @@ import click
 
 from nodesieve import __version__
 from nodesieve.cli import check_model, compare, discover, evaluate, export, nodes, report, stability, tasks
-from nodesieve.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UnknownFamilyWarning, UserError
+from nodesieve.errors import EXIT_BAD_INPUT, UnknownFamilyWarning, UserError, end_stopped
 
 
 def main(stopped: Sequence[int] = ()) -> None:
@@ -32,16 +32,14 @@ def main(stopped: Sequence[int] = ()) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
-    except (click.ClickException, UserError, OSError) as error:
-        if stopped:
-            _end_stopped()
-        _fail(_in_words(error))
     except (KeyboardInterrupt, click.Abort):
-        _end_stopped()
-    except Exception:
-        if not stopped:
+        end_stopped()
+    except Exception as error:
+        if stopped:
+            end_stopped()
+        if not isinstance(error, click.ClickException | UserError | OSError):
             raise
-        _end_stopped()
+        _fail(_in_words(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -51,11 +49,6 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f"expected to read and write what the command names, could not: {error}"  # a full disk, a directory that is not ours
-
-
-def _end_stopped() -> NoReturn:
-    print("stopped", file=sys.stderr)
-    sys.exit(EXIT_INTERRUPTED)
 
 
 def _fail(message: str) -> NoReturn:

@@ -57,8 +57,7 @@ def command(
     if not run.metrics:
         print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
     loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
-    made_on = run.description["model"].get("fingerprint")
-    if made_on not in (None, loaded.fingerprint):
+    if not run.was_found_in(loaded.fingerprint):
         print(f"the weights of {loaded.id} are not those that the circuit was found in", file=sys.stderr)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)

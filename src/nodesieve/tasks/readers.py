@@ -255,8 +255,9 @@ CSV_COLUMNS = (("correct_idx", "incorrect_idx"), ("clean_answer_idx", "corrupted
 
 
 def _read_csv(text: str, path: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text.lstrip(), newline=""), strict=True)
-    above = len(_lines(text[: len(text) - len(text.lstrip())])) - 1  # empty lines before the header
+    body = text.lstrip()
+    above = len(_lines(text[: len(text) - len(body)])) - 1  # empty lines before the header
+    reader = csv.DictReader(io.StringIO(body, newline=""), strict=True)
     try:
         header = list(reader.fieldnames or ())
         pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)

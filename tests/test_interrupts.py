@@ -1,0 +1,92 @@
+"""Ctrl-C: what it leaves of a run, by when it comes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import ctrl_c, nodesieve, quick_flags
+from nodesieve.console import ConsoleJournal
+from nodesieve.run import load_run
+
+
+@pytest.mark.parametrize("error", ["ImportError('half of it')", "UserError('could not load')", "KeyboardInterrupt"])
+def test_ctrl_c_in_the_middle_of_an_import_is_no_error_of_its_own(error: str) -> None:
+    program = f"""
+import signal
+from nodesieve import __main__, cli
+from nodesieve.errors import UserError
+
+def importing(**options):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise {error} from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.cli.main = importing
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "stop", "lines"),
+    [("hybrid", 6, 3, 5), ("hybrid", 6, 5, 5), ("sieve", 45, 40, 3), ("sieve", 45, 5, 3), ("multigranular", 6, 3, 6)],
+)
+def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, steps: int, stop: int, lines: int
+) -> None:
+    out = tmp_path / "run"
+    with ctrl_c(lambda step, facts: "kl" in facts and step >= stop):
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method=method, steps=steps)) == 130
+    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
+    assert not json.loads((out / "circuit.json").read_text())["complete"]
+    assert nodesieve("evaluate", out) == 0
+    assert "the run is unfinished" in capsys.readouterr().err
+    assert nodesieve("nodes", out) == 0
+    assert nodesieve("discover", "--resume", out) == 0
+    assert json.loads((out / "circuit.json").read_text())["complete"]
+    assert len((out / "history.jsonl").read_text().splitlines()) == lines
+    assert nodesieve("discover", "--resume", out) == 2
+    (out / "report.html").unlink()
+    assert nodesieve("discover", "--resume", out) == 0  # as where it was stopped while that was drawn
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("phase", ["selecting", "polishing", "evaluating"])
+def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    out, whole, original = tmp_path / "run", tmp_path / "whole", ConsoleJournal.say
+    assert nodesieve("discover", "--model", model_directory, "--out", whole, *quick_flags(polish=True)) == 0
+
+    def say(self: ConsoleJournal, text: str) -> None:
+        original(self, text)
+        if text == phase:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleJournal, "say", say)
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(polish=True)) == 130
+    assert not json.loads((out / "circuit.json").read_text())["complete"]
+    assert not (out / "metrics.json").exists()
+    assert nodesieve("evaluate", out) == 0
+    assert nodesieve("discover", "--resume", out) == 0
+    assert load_run(out).circuit.fingerprint == load_run(whole).circuit.fingerprint
+
+
+def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with ctrl_c(lambda step, facts: not facts):  # examples of the first pass are counted without a KL
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method="multigranular")) == 130
+    assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
+    assert not (out / "circuit.json").exists()
+    assert nodesieve("discover", "--resume", out) == 0
+    assert json.loads((out / "circuit.json").read_text())["complete"]
