@@ -16,6 +16,7 @@ ORDER = [
     "cli",
     "console",
     "report",
+    "checkpoint",
     "interop",
     "compare",
     "stability",

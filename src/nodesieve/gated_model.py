@@ -230,7 +230,7 @@ class GatedModel:
         def logits(gates: Mapping[str, Tensor], shrunk: Shrunk | None) -> Tensor:
             return self.gated_logits(clean, {level: z.to(self.device) for level, z in gates.items()}, values, shrunk=shrunk)
 
-        return find_cutter(self.architecture, logits, tolerance=self._tolerance)
+        return find_cutter(self.architecture, logits, tolerance=self.tolerance)
 
     @cached_property
     def _goes_on_from_a_prefix(self) -> bool:
@@ -267,7 +267,7 @@ class GatedModel:
         tokens = self._random_tokens(0)
         with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             plain = self._run(tokens)
-            return bool((plain - other(tokens)).abs().max() <= self._tolerance * plain.std())
+            return bool((plain - other(tokens)).abs().max() <= self.tolerance * plain.std())
         return False
 
     def _random_tokens(self, seed: int) -> Tokens:
@@ -277,7 +277,7 @@ class GatedModel:
         return Tokens(input_ids=ids, attention_mask=mask)
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
         """How far two ways to the same logits may be apart, in their standard deviations."""
         return 0.1 if self.model.dtype.itemsize < 4 else 1e-3
 

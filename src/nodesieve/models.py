@@ -176,7 +176,7 @@ def _converted(file: Path, digest: str) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
         options: dict[str, Any] = {"gguf_file": file.name}
-        with _Quiet():
+        with Quiet():
             model = AutoModelForCausalLM.from_pretrained(str(file.parent), quantization_config=GgufConfig(dequantize=True), **options)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
             tokenizer.save_pretrained(scratch)
@@ -201,7 +201,7 @@ def _from_pretrained(
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     reading = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are told below
     try:
-        with _Quiet():
+        with Quiet():
             model, told = AutoModelForCausalLM.from_pretrained(source, **reading, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -254,7 +254,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-class _Quiet:
+class Quiet:
     """Keeps transformers' progress bars and notes off the terminal while a model loads; errors are exceptions and still come."""
 
     def __enter__(self) -> None:

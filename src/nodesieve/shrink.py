@@ -33,7 +33,7 @@ Rows = Callable[[Tensor, int, int, int], list[Tensor]]
 
 def _separate(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
     """Three projections; each live head gets its group's keys and values to itself."""
-    own, group = _spread(live, dim), _spread(live // (heads // groups), dim)
+    own, group = spread(live, dim), spread(live // (heads // groups), dim)
     return [own, group, group]
 
 
@@ -45,10 +45,10 @@ def _in_blocks(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
 
 def _by_head(live: Tensor, heads: int, groups: int, dim: int) -> list[Tensor]:
     """One projection, each head's query, key and value together."""
-    return [_spread(live, 3 * dim)]
+    return [spread(live, 3 * dim)]
 
 
-def _spread(blocks: Tensor, size: int) -> Tensor:
+def spread(blocks: Tensor, size: int) -> Tensor:
     """Block numbers (n,) -> the rows in them (n * size,)."""
     return (blocks.unsqueeze(1) * size + torch.arange(size, device=blocks.device)).flatten()
 
@@ -98,7 +98,7 @@ class Shrunk:
                 heads = None
             self._heads.append(heads)
             self._groups.append(None if heads is None else heads // (nodes.heads // groups))
-            self.live["heads"].append(None if heads is None else _spread(heads, nodes.head_dim))
+            self.live["heads"].append(None if heads is None else spread(heads, nodes.head_dim))
             possible = cutter.neurons and places.mlp_projection is not None and places.mlp_write is places.mlp_projection
             multiple = MULTIPLE if nodes.neurons >= 16 * MULTIPLE else 1
             self.live["neurons"].append(_kept(live_neurons[number], most, device, multiple=multiple) if possible else None)
@@ -110,11 +110,11 @@ class Shrunk:
         heads, entries, neurons = self._heads[number], self.live["heads"][number], self.live["neurons"][number]
         if heads is not None and entries is not None and self._cutter.heads is not None:
             rows = self._cutter.heads(heads, nodes.heads, self._cutter.architecture.parameters.groups, nodes.head_dim)
-            swaps += [_rows(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
-            swaps += [_columns(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
+            swaps += [rows_of(module, chosen) for module, chosen in zip(places.qkv, rows, strict=True)]
+            swaps += [columns_of(places.attention_projection, entries), _sizes(places, len(heads), nodes.head_dim)]
         if neurons is not None and places.mlp_projection is not None:
-            swaps += [_rows(module, _in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
-            swaps.append(_columns(places.mlp_projection, neurons))
+            swaps += [rows_of(module, in_each_part(module, neurons, nodes.neurons)) for module in places.mlp_inputs]
+            swaps.append(columns_of(places.mlp_projection, neurons))
         return swaps
 
     @contextmanager
@@ -174,7 +174,7 @@ def _kept(live: Tensor, most: float, device: torch.device, *, multiple: int = 1)
     return live.int().argsort(descending=True, stable=True)[:wanted].sort().values.to(device)
 
 
-def _rows(module: nn.Module, rows: Tensor) -> _Swap:
+def rows_of(module: nn.Module, rows: Tensor) -> _Swap:
     weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
     linear = isinstance(module, nn.Linear)
     return _Swap(
@@ -184,7 +184,7 @@ def _rows(module: nn.Module, rows: Tensor) -> _Swap:
     )
 
 
-def _columns(module: nn.Module, columns: Tensor) -> _Swap:
+def columns_of(module: nn.Module, columns: Tensor) -> _Swap:
     """Without its bias, which is in what the closed nodes write."""
     weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
     cut = weight[:, columns] if isinstance(module, nn.Linear) else weight[columns]
@@ -195,7 +195,7 @@ def _frozen(x: Tensor) -> nn.Parameter:
     return nn.Parameter(x.detach().contiguous(), requires_grad=False)
 
 
-def _in_each_part(module: nn.Module, neurons: Tensor, count: int) -> Tensor:
+def in_each_part(module: nn.Module, neurons: Tensor, count: int) -> Tensor:
     """Rows of the neurons in a projection to them, or in one that makes several numbers for each, all of the first kind first."""
     _, outputs = in_out(module)
     return torch.cat([part * count + neurons for part in range(outputs // count)])

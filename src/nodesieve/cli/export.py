@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nodesieve.cli.common import run_argument, trust_remote_code_option
 from nodesieve.errors import UserError
 
+if TYPE_CHECKING:
+    from nodesieve.run import Run
 
-@click.command("export", short_help="A run's circuit in the file of another tool.")
+
+@click.command("export", short_help="A run's circuit for other tools: a smaller checkpoint, or the benchmark's file.")
 @run_argument
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["mib"]), default="mib", show_default=True, help="mib: Mechanistic Interpretability Benchmark")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["hf", "mib"]),
+    default="mib",
+    show_default=True,
+    help="hf: a checkpoint for transformers; mib: Mechanistic Interpretability Benchmark",
+)
 @click.option("--model", help="the model, where it has moved since the run")
+@click.option("--ablation", type=click.Choice(["mean", "zero"]), help="for hf: what closed nodes hold; by default as in the run")
 @trust_remote_code_option
-def command(directory: Path, out: Path, kind: str, model: str | None, trust_remote_code: bool) -> None:
-    """Write the circuit in DIRECTORY to the file OUT: its heads and MLPs, with scores."""
-    from nodesieve.interop import to_mib
-    from nodesieve.models import model_of
-    from nodesieve.run import load_run, write_json
-    from nodesieve.verify import gate, is_parallel
+def command(directory: Path, out: Path, kind: str, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
+    """Write the circuit in DIRECTORY to OUT.
+
+    hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
+    heads and MLPs with scores.
+    """
+    from nodesieve.run import load_run
 
     run = load_run(directory)
+    if kind == "hf":
+        _checkpoint(run, directory, out, model=model, ablation=ablation, trust_remote_code=trust_remote_code)
+    elif ablation is not None:
+        raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
+    else:
+        _mib(run, out, model=model, trust_remote_code=trust_remote_code)
+    print(out)
+
+
+def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> None:
+    from nodesieve.interop import to_mib
+    from nodesieve.models import model_of
+    from nodesieve.run import write_json
+    from nodesieve.verify import gate, is_parallel
+
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
     loaded = model_of(run.config, model=model, trust_remote_code=trust_remote_code)
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
-    print(out)
+
+
+def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
+    from nodesieve.checkpoint import export
+    from nodesieve.evaluation import problem_of
+    from nodesieve.models import model_of
+    from nodesieve.run import DESCRIPTION
+    from nodesieve.tasks.load import task_of
+
+    if (ablation or run.config.ablation) == "counterfactual":
+        raise UserError(
+            "--format hf expects closed nodes that hold constants, got a circuit in which they hold what corrupted prompts give; "
+            f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {directory} --ablation mean"
+        )
+    if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(f"OUT expects a new or empty directory, in one that exists, got {str(out)!r}")
+    loaded = model_of(run.config, model=model, trust_remote_code=trust_remote_code)
+    problem = problem_of(loaded, task_of(run.config, loaded.tokenizer), run, ablation=ablation)
+    found = export(problem, loaded.tokenizer, run.circuit, out, beside={DESCRIPTION: (directory / DESCRIPTION).read_text("utf-8")})
+    print(
+        f"{found.parameters:,} parameters, the model has {found.parameters_before:,}; logits as of the gated model, to {found.difference:.1g}",
+        file=sys.stderr,
+    )
