@@ -31,7 +31,7 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.models import Quiet
 from nodesieve.nodes import PlaceGates, place_gates
 from nodesieve.problem import Problem
-from nodesieve.shrink import columns_of, in_each_part, rows_of, spread
+from nodesieve.shrink import columns_of, in_each_part, live_first, rows_of, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +40,7 @@ BIASES = ("attention_bias", "mlp_bias", "use_bias", "bias")  # what configs call
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # and the number of hidden neurons of a layer
 HEADS, GROUPS, HEAD_DIM = "num_attention_heads", "num_key_value_heads", "head_dim"
 COMPARED = 32  # test examples that are read through what was written
+Changed = Mapping[str, Tensor | None]  # weight and bias of a module, None where it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +238,13 @@ def _fewer_neurons(folded: PreTrainedModel, architecture: Architecture, circuit:
     count = max(1, int(live.sum(-1).max()))
     if count >= nodes.neurons or nodes.experts:
         return None
-    changed: dict[nn.Module, dict[str, Tensor]] = {}
+    changed: dict[nn.Module, Changed] = {}
     for layer, places in enumerate(architecture.places):
         assert places.mlp_projection is not None
-        kept = _chosen(live[layer], count)
-        changed[places.mlp_projection] = _columns(places.mlp_projection, kept)
+        kept = live_first(live[layer], count)
+        changed[places.mlp_projection] = {"weight": columns_of(places.mlp_projection, kept).parameters["weight"]}
         for module in places.mlp_inputs:
-            changed[module] = _rows(module, in_each_part(module, kept, nodes.neurons))
+            changed[module] = rows_of(module, in_each_part(module, kept, nodes.neurons)).parameters
     words = folded.config.get_text_config()
     sizes = {name: count for name in NEURONS if hasattr(words, name) and getattr(words, name) in (nodes.neurons, None)}  # GPT-2's may be None
     return _rebuilt(folded, sizes, _with(folded, changed))
@@ -256,37 +257,21 @@ def _fewer_heads(folded: PreTrainedModel, architecture: Architecture, circuit: C
     words = folded.config.get_text_config()
     if layout is None or 4 * count >= 2 * nodes.heads + 2 * groups or getattr(words, HEAD_DIM, None) != nodes.head_dim or not hasattr(words, GROUPS):
         return None
-    changed: dict[nn.Module, dict[str, Tensor]] = {}
+    changed: dict[nn.Module, Changed] = {}
     for layer, places in enumerate(architecture.places):
-        kept = _chosen(live[layer], count)
-        changed[places.attention_projection] = _columns(places.attention_projection, spread(kept, nodes.head_dim))
+        kept = live_first(live[layer], count)
+        changed[places.attention_projection] = {"weight": columns_of(places.attention_projection, spread(kept, nodes.head_dim)).parameters["weight"]}
         for module, rows in zip(places.qkv, layout(kept, nodes.heads, groups, nodes.head_dim), strict=True):
-            changed[module] = _rows(module, rows)
+            changed[module] = rows_of(module, rows).parameters
     return _rebuilt(folded, {HEADS: count, GROUPS: count}, _with(folded, changed))
 
 
-def _chosen(live: Tensor, count: int) -> Tensor:
-    """Places of the live entries, and of as many others as are wanted."""
-    return live.int().argsort(descending=True, stable=True)[:count].sort().values
-
-
-def _with(model: PreTrainedModel, changed: Mapping[nn.Module, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The weights of a model, by name, with some in place of its own."""
+def _with(model: PreTrainedModel, changed: Mapping[nn.Module, Changed]) -> dict[str, Tensor]:
+    """The weights of a model, by name, with some in place of its own; a projection that loses inputs keeps its bias."""
     state = dict(model.state_dict())
     for name, module in model.named_modules():
-        state.update({f"{name}.{own}": x for own, x in changed.get(module, {}).items()})
+        state.update({f"{name}.{own}": x for own, x in changed.get(module, {}).items() if x is not None})
     return state
-
-
-def _rows(module: nn.Module, rows: Tensor) -> dict[str, Tensor]:
-    return {name: x for name, x in rows_of(module, rows).parameters.items() if x is not None}
-
-
-def _columns(module: nn.Module, columns: Tensor) -> dict[str, Tensor]:
-    """The bias stays as it is."""
-    weight = columns_of(module, columns).parameters["weight"]
-    assert weight is not None
-    return {"weight": weight}
 
 
 def _say_the_same(a: PreTrainedModel, b: PreTrainedModel, gated: GatedModel) -> bool:

@@ -171,7 +171,12 @@ def _kept(live: Tensor, most: float, device: torch.device, *, multiple: int = 1)
     wanted = max(1, -(-int(live.sum()) // multiple)) * multiple
     if wanted > most * len(live):
         return None
-    return live.int().argsort(descending=True, stable=True)[:wanted].sort().values.to(device)
+    return live_first(live, wanted).to(device)
+
+
+def live_first(live: Tensor, count: int) -> Tensor:
+    """Places of the live entries, bool (n,), and of as many others as make `count`: (count,), in order."""
+    return live.int().argsort(descending=True, stable=True)[:count].sort().values
 
 
 def rows_of(module: nn.Module, rows: Tensor) -> _Swap:
