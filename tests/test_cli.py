@@ -293,7 +293,7 @@ def test_what_a_user_should_know_of_a_run_is_told(model_directory: Path, tmp_pat
     assert load_run(tmp_path / "other").config.penalties == make_config({"method": "sieve"}).penalties
 
 
-def test_a_circuit_in_other_weights_is_measured_with_a_word_about_it(
+def test_a_circuit_in_other_weights_is_measured_and_exported_with_a_word_about_it(
     loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
@@ -305,8 +305,15 @@ def test_a_circuit_in_other_weights_is_measured_with_a_word_about_it(
     capsys.readouterr()
     assert nodesieve("evaluate", out) == 0
     assert capsys.readouterr().err == ""
-    assert nodesieve("evaluate", out, "--model", other) == 0
-    assert "are not those that the circuit was found in" in capsys.readouterr().err
+    assert nodesieve("export", out, tmp_path / "mib.json") == 0
+    assert capsys.readouterr().err == ""
+    for command in (
+        ("evaluate", out),
+        ("export", out, tmp_path / "mib.json"),
+        ("export", out, tmp_path / "hf", "--format", "hf", "--ablation", "zero"),
+    ):
+        assert nodesieve(*command, "--model", other) == 0
+        assert "are not those that the circuit was found in" in capsys.readouterr().err
 
 
 def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nodesieve.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from nodesieve.models import LoadedModel
+    from nodesieve.run import Run
 
 run_argument = click.argument("directory", type=click.Path(path_type=Path))
 trust_remote_code_option = click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
@@ -23,3 +28,13 @@ def goes_on(kept: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"stopped; {kept}the same command goes on", file=sys.stderr)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+def model_of_run(run: Run, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+    """The model that a run's circuit is to be put into, with a word where its weights are not those that it was found in."""
+    from nodesieve.models import model_of
+
+    loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
+    if not run.was_found_in(loaded.fingerprint):
+        print(f"the weights of {loaded.id} are not those that the circuit was found in", file=sys.stderr)
+    return loaded

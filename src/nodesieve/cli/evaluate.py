@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
+from nodesieve.cli.common import goes_on, model_of_run, run_argument, trust_remote_code_option
 from nodesieve.config import DRAWS, AblationName, choices
 from nodesieve.errors import UserError
 
@@ -45,7 +45,6 @@ def command(
     from nodesieve.console import ConsoleJournal, print_controls, print_evaluation, print_size_curve
     from nodesieve.controls import controls_file, controls_kept_in, name_of_examples, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
-    from nodesieve.models import model_of
     from nodesieve.problem import as_counts, counts_in_words
     from nodesieve.run import load_run
     from nodesieve.size_curve import size_curve
@@ -56,9 +55,7 @@ def command(
     run = load_run(directory)
     if not run.metrics:
         print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
-    loaded = model_of(run.config, model=model, device=device, trust_remote_code=trust_remote_code)
-    if not run.was_found_in(loaded.fingerprint):
-        print(f"the weights of {loaded.id} are not those that the circuit was found in", file=sys.stderr)
+    loaded = model_of_run(run, model=model, device=device, trust_remote_code=trust_remote_code)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)
     evaluation = evaluate_circuit(problem, run.circuit, splits=(split,))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodesieve.cli.common import run_argument, trust_remote_code_option
+from nodesieve.cli.common import model_of_run, run_argument, trust_remote_code_option
 from nodesieve.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,20 +49,18 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
 
 def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> None:
     from nodesieve.interop import to_mib
-    from nodesieve.models import model_of
     from nodesieve.run import write_json
     from nodesieve.verify import gate, is_parallel
 
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
-    loaded = model_of(run.config, model=model, trust_remote_code=trust_remote_code)
+    loaded = model_of_run(run, model=model, trust_remote_code=trust_remote_code)
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
 
 
 def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
     from nodesieve.checkpoint import export
     from nodesieve.evaluation import problem_of
-    from nodesieve.models import model_of
     from nodesieve.run import DESCRIPTION
     from nodesieve.tasks.load import task_of
 
@@ -73,7 +71,7 @@ def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, abla
         )
     if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"OUT expects a new or empty directory, in one that exists, got {str(out)!r}")
-    loaded = model_of(run.config, model=model, trust_remote_code=trust_remote_code)
+    loaded = model_of_run(run, model=model, trust_remote_code=trust_remote_code)
     problem = problem_of(loaded, task_of(run.config, loaded.tokenizer), run, ablation=ablation)
     found = export(problem, loaded.tokenizer, run.circuit, out, beside={DESCRIPTION: (directory / DESCRIPTION).read_text("utf-8")})
     print(
