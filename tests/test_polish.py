@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from nodesieve.errors import UserError
 from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
-from nodesieve.parts import Part, cheapest_parts
-from nodesieve.polish import polish
+from nodesieve.parts import Part, cheapest_parts, helpful_parts
+from nodesieve.polish import HEADS, _Polisher, _Stage, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
@@ -52,13 +53,19 @@ def test_from_the_whole_model_down_to_the_plant(problem: Problem) -> None:
     assert polished.kl == pytest.approx(float(kl.mean()))
 
 
-def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
+def planted_circuit(problem: Problem) -> Circuit:
     masks = {level: torch.zeros(problem.nodes.shape(level), dtype=torch.bool) for level in LEVELS}
+    masks["embedding"][:] = True
     for level, indices in PLANTED.items():
         for index in indices:
             masks[level][index] = True
-    circuit = Circuit.of(masks, problem.nodes)
-    assert polish(problem, selected(problem, circuit), CONFIG, Journal())[0].circuit.fingerprint == circuit.fingerprint
+    return Circuit.of(masks, problem.nodes)
+
+
+def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
+    selection = selected(problem, planted_circuit(problem))
+    assert selection.met
+    assert polish(problem, selection, CONFIG, Journal())[0].circuit.fingerprint == selection.circuit.fingerprint
 
 
 def test_a_stopped_polish_stops(problem: Problem) -> None:
@@ -94,6 +101,61 @@ def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Proble
     assert 0 < len(rest.taken) < len(through.taken)
     assert rest.taken == through.taken[-len(rest.taken) :]
     assert seconds > 0
+
+
+REOPEN = _Stage(levels=HEADS, share=None, spending=False, opening=True)
+
+
+def planted_without_its_head(problem: Problem) -> tuple[Circuit, tuple[int, int]]:
+    ((layer, head),) = PLANTED["head"]
+    return planted_circuit(problem).without({"head": torch.tensor([[layer, head]])}), (layer, head)
+
+
+def polisher_of(problem: Problem, selection: Selection) -> _Polisher:
+    return _Polisher(problem, replace(selection, met=True), replace(CONFIG, kl_budget=5.0))
+
+
+def test_a_head_without_which_the_kl_is_higher_comes_back(problem: Problem) -> None:
+    circuit, head = planted_without_its_head(problem)
+    polisher = polisher_of(problem, selected(problem, circuit))
+    before = polisher.now
+    assert polisher.reopen(REOPEN, Journal(), until=math.inf)
+    assert polisher.now.circuit.masks["head"][head]
+    assert polisher.now.circuit.masks["head"].sum() == before.circuit.masks["head"].sum() + 1  # and no other, of which none does anything
+    assert polisher.now.kl < before.kl
+    assert polisher.smallest is before  # as long as nothing has gone for it
+    assert not polisher.reopen(REOPEN, Journal(), until=math.inf)
+
+
+def test_a_head_comes_back_as_the_method_had_left_it(problem: Problem) -> None:
+    ((layer, head),) = PLANTED["head"]
+    some = Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[layer, head, 0]])})
+    polisher = polisher_of(problem, selected(problem, some))
+    part = ("head", torch.tensor([[layer, head]]))
+    polisher.now = replace(polisher.now, circuit=some.without(dict([part])))
+    assert polisher._opened([part]).fingerprint == some.fingerprint
+    nothing, _ = planted_without_its_head(problem)
+    assert polisher_of(problem, selected(problem, nothing))._opened([part]).masks["head_dim"][layer, head].all()
+
+
+def test_no_head_comes_back_from_beyond_what_the_search_is_to_stay_within(problem: Problem) -> None:
+    circuit, head = planted_without_its_head(problem)
+    selection = selected(problem, circuit)
+    outer = Circuit.whole(problem.nodes).without({"head": torch.tensor([head])})
+    polisher = polisher_of(problem, replace(selection, scores=replace(selection.scores, within=outer)))
+    assert list(head) not in polisher._closed_heads().tolist()
+    assert len(polisher._closed_heads()) == int((outer.masks["head"] & ~circuit.masks["head"]).sum())
+
+
+def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -> None:
+    circuit, _ = planted_without_its_head(problem)
+    polisher, resumed = (polisher_of(problem, selected(problem, circuit)) for _ in range(2))
+    before = polisher.now
+    assert polisher.reopen(REOPEN, Journal(), until=math.inf)
+    assert resumed.restored(polisher.state(stage=8, seconds=1.0)) == 8
+    assert resumed.now.circuit.fingerprint == polisher.now.circuit.fingerprint
+    assert resumed.smallest.circuit.fingerprint == before.circuit.fingerprint
+    assert resumed.now.kl == polisher.now.kl
 
 
 def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:
@@ -156,6 +218,30 @@ def test_what_is_cheap_for_what_it_gains_goes_first(problem: Problem) -> None:
 
     assert chosen([4, 1]) == ["head"]
     assert chosen(None) == ["mlp_neuron"]
+
+
+def test_what_comes_back_has_to_help_beside_the_rest_on_examples_that_did_not_choose_it(problem: Problem) -> None:
+    """Head 0 helps on the first 128 examples only, 1 and 2 on all, but 2 hardly beside 1, and 3 only does harm."""
+    parts: list[Part] = [("head", torch.tensor([[0, head]])) for head in range(4)]
+
+    class Told:
+        task = {"validation": range(300)}  # noqa: RUF012
+
+        def looks(self, circuits: Sequence[Any], split: SplitName, *, first: int, skip: int = 0) -> list[torch.Tensor]:
+            assert (skip, first) in ((0, 128), (128, 256))
+            return [torch.full((first - skip,), self.kl(heads, chosen_on=skip == 0)) for heads in circuits]
+
+        def kl(self, heads: set[int], *, chosen_on: bool) -> float:
+            third = 0.01 if 1 in heads else 0.1
+            return 1.0 - 0.3 * (0 in heads and chosen_on) - 0.2 * (1 in heads) - third * (2 in heads) + 0.2 * (3 in heads)
+
+    def opened(chosen: Sequence[Part]) -> Any:
+        return {int(index[0, 1]) for _, index in chosen}
+
+    told: Any = Told()
+    assert [int(index[0, 1]) for _, index in helpful_parts(parts, opened, told, least=0.05, goes_on=lambda *_: True)] == [1]
+    assert [int(index[0, 1]) for _, index in helpful_parts(parts, opened, told, least=0.005, goes_on=lambda *_: True)] == [1, 2]
+    assert helpful_parts(parts, opened, told, least=0.05, goes_on=lambda *_: False) == []
 
 
 @pytest.mark.parametrize(("head", "neuron", "gone"), [(0.03, 1.0, (3, 0)), (0.2, 0.019, (0, 5))])

@@ -1,4 +1,4 @@
-"""Which parts of a circuit can go, found by closing them: each alone, then as many of the cheapest together as may.
+"""Which parts of a circuit can go, found by closing them: each alone, then as many of the cheapest together as may. And which had better come back.
 
 What closing a part does is measured on a few validation examples, as a difference to the circuit as it is: on the same examples that varies far
 less than either KL. Parts that lie in the same layers are best given one after another: circuits looked at in one pass share the layers below.
@@ -58,6 +58,43 @@ def cheapest_parts(
         for count, rise in zip(middle, _rises([less(start, order[:count]) for count in middle], own, problem), strict=True):
             low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
     return order[:low]
+
+
+def helpful_parts(
+    parts: Sequence[Part], opened: Callable[[Sequence[Part]], Circuit], problem: Problem, *, least: float, goes_on: Callable[[int, int], bool]
+) -> list[Part]:
+    """Closed parts of which each, opened beside those before it, lowers the KL by `least` and more.
+
+    Each is opened alone on some examples; of the few that look best, one after the other is taken by what it does on others, which had no say
+    in that.
+
+    Args:
+        opened: the circuit with these parts.
+        problem: whose validation data is looked at.
+        goes_on: as for `cheapest_parts`.
+    """
+    if not parts:
+        return []
+    rises: list[float] = []
+    (own,) = problem.looks([opened([])], "validation", first=QUICK)
+    for place in range(0, len(parts), WIDTH):
+        rises += _rises([opened([part]) for part in parts[place : place + WIDTH]], own, problem)
+        if not goes_on(len(rises), len(parts)):
+            return []
+    left = [parts[place] for place in sorted(range(len(parts)), key=rises.__getitem__)[:WIDTH] if rises[place] < 0]
+    skip = QUICK if len(problem.task["validation"]) >= 2 * QUICK else 0
+    chosen: list[Part] = []
+    while left and goes_on(len(parts), len(parts)):
+        own, *kls = problem.looks(
+            [opened([*chosen, *more]) for more in ([], *([part] for part in left))], "validation", skip=skip, first=skip + QUICK
+        )
+        gains = [float((own - kl).mean()) for kl in kls]
+        best = max(range(len(left)), key=gains.__getitem__)
+        if gains[best] < least:
+            break
+        chosen.append(left[best])
+        left = [part for place, part in enumerate(left) if place != best and gains[place] > 0]
+    return chosen
 
 
 def as_many_of(count: int, may_go: Callable[[int], bool]) -> int:

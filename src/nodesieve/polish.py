@@ -1,4 +1,4 @@
-"""After selection: greedily, coarse to fine, close what the circuit can do without, until little more can go within the KL budget.
+"""After selection: greedily, coarse to fine, close what the circuit can do without, until little more can go within the KL budget; take back heads.
 
 One threshold over all scores leaves nodes in that the circuit hardly needs: scores are noisy, and those of one level or layer need not compare with
 those of another. Here parts of the circuit are closed on validation data alone, the same way for every method:
@@ -7,6 +7,11 @@ those of another. Here parts of the circuit are closed on validation data alone,
 2. of each level without children, layer by layer, the nodes of lowest score: first half of them, then a sixth (`PARTS`), one at least;
 3. blocks, heads and smaller parts (`SMALLER`) together, then the smallest alone;
 4. single nodes of levels of which few are left (`SINGLES`).
+
+Then heads that are closed, those that scored highest, are opened one by one, each with the dimensions that the method had left it or, where it had
+left none, with all. What lowers the KL on examples that had no say in the choice stays open, and stages 3 and 4 spend what that has won. This is
+done over as long as fewer nodes without children are left in the end; else the circuit from before comes back. Heads judged alone do
+not say what a few of them can do together: the first stages close some that gates had been sure of.
 
 A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`), cheap for how many nodes without children go with them: those
 that leave the KL where it is, and in the last three stages whatever the budget allows. Each is done over until little or nothing more goes. In
@@ -21,8 +26,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,7 +36,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.metrics import in_percent
-from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, less
+from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, helpful_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
@@ -39,6 +44,7 @@ BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS, SMALLER = (1 / 2, 1 / 6), (1 / 16, 1 / 64)  # of the kept nodes of one level in one layer
 SINGLES = 512  # nodes of a level without children that a circuit may have to be tried one by one
 AGAIN = 8
+OPENED, TIMES = 64, 3  # closed heads that are opened again to see what that does; how often, at most
 LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
 
 
@@ -49,6 +55,7 @@ class _Stage:
     levels: tuple[str, ...]
     share: float | None  # of a childless level's nodes in a layer, heads and blocks one by one; None: all one by one, where they are few
     spending: bool
+    opening: bool = False  # of heads that are closed
 
     def is_done(self, before: Circuit, after: Circuit) -> bool:
         """Has a pass closed so little that another is not worth its time?"""
@@ -70,18 +77,21 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     state = journal.load(part=POLISHING)
     first = polisher.restored(state) if state is not None else 0
     began = time.monotonic() - (state.numbers["seconds"] if state is not None and first else 0.0)
+    until = began + limit
     for number, stage in enumerate(stages[first:], first):
-        if time.monotonic() > began + limit:
+        if time.monotonic() > until:
             break
-        for _ in range(AGAIN):
+        if stage.opening and not polisher.reopen(stage, journal, until=until):
+            break
+        for _ in range(0 if stage.opening else AGAIN):
             before = polisher.now.circuit
-            if not polisher.go_through(stage, journal, until=began + limit):
+            if not polisher.go_through(stage, journal, until=until):
                 break
-            journal.say(f"polishing: {in_percent(polisher.now.circuit.size)} of the leaves, validation KL {polisher.now.kl:.3f}")
+            polisher.tell(journal)
             if stage.is_done(before, polisher.now.circuit):
                 break
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)
-    return polisher.now, time.monotonic() - began
+    return polisher.smallest, time.monotonic() - began
 
 
 def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
@@ -92,9 +102,15 @@ def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
     for share in PARTS:
         yield _Stage(levels=childless, share=share, spending=False)
     small, smallest = SMALLER
-    yield _Stage(levels=(*blocks, *heads, *childless), share=small, spending=True)
-    yield _Stage(levels=childless, share=smallest, spending=True)
-    yield _Stage(levels=childless, share=None, spending=True)
+    spending = [
+        _Stage(levels=(*blocks, *heads, *childless), share=small, spending=True),
+        _Stage(levels=childless, share=smallest, spending=True),
+        _Stage(levels=childless, share=None, spending=True),
+    ]
+    yield from spending
+    for _ in range(TIMES if heads else 0):
+        yield _Stage(levels=heads, share=None, spending=False, opening=True)
+        yield from spending
 
 
 class _Polisher:
@@ -102,22 +118,45 @@ class _Polisher:
         self.problem, self.config, self.now = problem, config, selection
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.learner(config)
-        self._selected = selection.circuit.fingerprint
+        self._selected = selection.circuit
+        self._before: Selection | None = None  # heads were opened again
+
+    @property
+    def smallest(self) -> Selection:
+        """What there was before heads came back, if no fewer nodes are left since."""
+        before = self._before
+        return self.now if before is None or _childless(self.now.circuit) < _childless(before.circuit) else before
+
+    def tell(self, journal: Journal) -> None:
+        journal.say(f"polishing: {in_percent(self.now.circuit.size)} of the leaves, validation KL {self.now.kl:.3f}")
+
+    def reopen(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
+        """Open closed heads without which the KL is higher -> are there any? Not if the last ones that came back were no gain."""
+        if self.smallest is self._before:
+            return False
+        self._before = self.now
+        heads = [("head", index.unsqueeze(0)) for index in self._closed_heads()]
+        least = NOTHING * self.config.kl_budget
+        chosen = helpful_parts(heads, self._opened, self.learner, least=least, goes_on=_goes_on(journal, until))
+        if not chosen:
+            return False
+        circuit = self._opened(chosen)
+        (kl,) = self.problem.losses([circuit], "validation", cut=True)
+        found = judge(circuit, self.now.scores, self.now.threshold, kl, self.config.kl_budget, self.problem.upper_bound)
+        if not found.met or found.kl >= self.now.kl:
+            return False
+        self.now = found
+        opened = "1 head" if len(chosen) == 1 else f"{len(chosen)} heads"
+        journal.say(f"polishing: {opened} opened again, validation KL {found.kl:.3f}")
+        return True
 
     def go_through(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
         """Close as much as may go -> has anything gone? Nothing goes once it is later than `until`, on the monotonic clock."""
         start, room = self.now.circuit, self.config.kl_budget - self.now.kl_upper
         most = room if stage.spending else min(room, NOTHING * self.config.kl_budget)
-
-        def goes_on(done: int, total: int) -> bool:
-            journal.progress(done, total)
-            if journal.stopping:
-                raise KeyboardInterrupt
-            return time.monotonic() <= until
-
         parts = list(self._parts(stage))
         gains = [_gain(start, part) for part in parts]
-        chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=goes_on, gains=gains)
+        chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=_goes_on(journal, until), gains=gains)
         limit = self.now.kl + most
         return as_many_of(len(chosen), lambda count: self._closed(less(start, chosen[:count]), limit=limit)) > 0
 
@@ -148,18 +187,61 @@ class _Polisher:
         self.now = found
         return True
 
+    def _closed_heads(self) -> torch.Tensor:
+        """Indices of those that scored highest, (n, 2), layer by layer; of what the search is to stay within, if there is that."""
+        within = self.now.scores.within
+        present = within.masks["head"] if within is not None else self.problem.nodes.present("head")
+        closed = (present & ~self.now.circuit.masks["head"]).nonzero()
+        values = self.now.scores.values["head"][tuple(closed.unbind(-1))]
+        return closed[values.argsort(descending=True, stable=True)[:OPENED].sort().values]
+
+    def _opened(self, heads: Sequence[Part]) -> Circuit:
+        """The circuit of now and these heads, as the method left them or, where it left nothing of them, whole."""
+        masks = {level: mask.clone() for level, mask in self.now.circuit.masks.items()}
+        within, whole = self.now.scores.within, self.problem.nodes.present("head_dim")
+        for _, index in heads:
+            ((layer, head),) = index.tolist()
+            left = self._selected.masks["head_dim"][layer, head]
+            masks["head_dim"][layer, head] = left if left.any() else (within.masks["head_dim"] if within is not None else whole)[layer, head]
+            masks["head"][layer, head] = masks["attention_block"][layer] = masks["layer"][layer] = True
+        return Circuit.of(masks, self.problem.nodes)
+
     def state(self, *, stage: int, seconds: float) -> State:
-        numbers = {"selected": self._selected, "stage": stage, "seconds": seconds, "now": [self.now.kl, self.now.kl_upper]}
-        return State(tensors=dict(self.now.circuit.masks), numbers=numbers)
+        circuits = {"now": self.now, **({} if self._before is None else {"before": self._before})}
+        numbers = {"selected": self._selected.fingerprint, "stage": stage, "seconds": seconds}
+        return State(
+            tensors={f"{name}.{level}": mask for name, one in circuits.items() for level, mask in one.circuit.masks.items()},
+            numbers={**numbers, **{name: [one.kl, one.kl_upper] for name, one in circuits.items()}},
+        )
 
     def restored(self, state: State) -> int:
         """The stage to go on with, if the state is of a run that began at the same circuit."""
-        if state.numbers["selected"] != self._selected:
+        if state.numbers["selected"] != self._selected.fingerprint:
             return 0
-        circuit = Circuit.of({level: state.tensors[level] for level in LEVELS}, self.problem.nodes)
-        kl, upper = state.numbers["now"]
-        self.now = Selection(circuit=circuit, scores=self.now.scores, threshold=self.now.threshold, kl=kl, kl_upper=upper, met=True)
+        self.now = self._kept("now", state)
+        self._before = self._kept("before", state) if "before" in state.numbers else None
         return int(state.numbers["stage"])
+
+    def _kept(self, name: str, state: State) -> Selection:
+        circuit = Circuit.of({level: state.tensors[f"{name}.{level}"] for level in LEVELS}, self.problem.nodes)
+        kl, upper = state.numbers[name]
+        return replace(self.now, circuit=circuit, kl=kl, kl_upper=upper)
+
+
+def _goes_on(journal: Journal, until: float) -> Callable[[int, int], bool]:
+    """Tells of what has been looked at, and whether there is time for more."""
+
+    def goes_on(done: int, total: int) -> bool:
+        journal.progress(done, total)
+        if journal.stopping:
+            raise KeyboardInterrupt
+        return time.monotonic() <= until
+
+    return goes_on
+
+
+def _childless(circuit: Circuit) -> int:
+    return sum(circuit.kept(level) for level in CHILDLESS)
 
 
 def _gain(circuit: Circuit, part: Part) -> int:
@@ -168,4 +250,4 @@ def _gain(circuit: Circuit, part: Part) -> int:
     if level in CHILDLESS:
         return len(index)
     smaller = less(circuit, [part])
-    return sum(circuit.kept(level) - smaller.kept(level) for level in CHILDLESS)
+    return _childless(circuit) - _childless(smaller)
