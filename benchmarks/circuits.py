@@ -25,7 +25,7 @@ from machine import machine, provenance
 from nodesieve import load_run
 from nodesieve.metrics import in_percent
 from nodesieve.report.plots import training_curves
-from nodesieve.run import has_state, is_finished, read_json
+from nodesieve.run import has_state, is_finished, read_config, read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -115,6 +115,7 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "name": name,
         "task": circuit["task"],
         "seed": circuit["seed"],
+        "method": read_config(out).method,
         "metrics": metrics,
         "machine": (out / "machine.txt").read_text("utf-8"),
         "versions": circuit["versions"],
@@ -129,6 +130,7 @@ def markdown(result: dict[str, Any]) -> str:
     heads = [
         "task",
         "seed",
+        "method",
         "budget",
         "heads",
         "dims",
@@ -156,6 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
         cells = [
             entry["task"],
             entry["seed"],
+            entry["method"],
             f"{metrics['budget']['kl']:g}",
             *[f"{metrics['nodes'][level]['kept']:,}" for level in LEVELS],
             in_percent(metrics["size"]),
