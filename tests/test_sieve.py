@@ -34,7 +34,7 @@ def problem() -> Problem:
 
 
 def config(**options: Any) -> DiscoverConfig:
-    return make_config({"kl_budget": BUDGET, "batch_size": 8, "steps": 12 * ROUND, "polish": False, **options})
+    return make_config({"method": "sieve", "kl_budget": BUDGET, "batch_size": 8, "steps": 12 * ROUND, "polish": False, **options})
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

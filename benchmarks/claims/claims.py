@@ -111,7 +111,7 @@ def discovered(out: Path, *more: Any) -> None:
 def within(runs: Path, task: str, method: str, seed: int) -> None:
     """What of the heads and MLP blocks that a method keeps can go; and as many leaves of them taken away at random."""
     whole, out = runs / f"{method}-{seed}", runs / f"within-{method}-{seed}"
-    discovered(out, "--task", task, "--seed", seed, "--within", whole)
+    discovered(out, "--task", task, "--seed", seed, "--within", whole, "--method", "sieve")
     if (out / "random.json").is_file():
         return
     outer, inner = load_run(whole), load_run(out)

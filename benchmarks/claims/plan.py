@@ -49,12 +49,13 @@ SETTINGS = {
 }
 
 SHORT = 160
+SIEVE = {"method": "sieve"}
 # At the prices that learned gates had when the first of these ran, and not since.
-LEARNED = {"method": "multigranular", "penalties": ["head_dim=1.5", "mlp_neuron=1.5", "mlp_output=1"]}
+LEARNED = {"method": "multigranular", "penalties": ["head=5", "head_dim=1.5", "mlp_neuron=1.5", "mlp_output=1"]}
 LEVELS = without("expert")  # which the model has not
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    **{f"without {level}": {"levels": without(level)} for level in LEVELS},
+    "sieve": SIEVE,
+    **{f"without {level}": {**SIEVE, "levels": without(level)} for level in LEVELS},
     "learned gates": LEARNED,
     **{f"learned gates, without {level}": {**LEARNED, "levels": without(level)} for level in LEVELS},
     "learned gates, one sample a batch": {**LEARNED, "gate_samples": "batch"},

@@ -39,7 +39,7 @@ EXTRA_METRICS = ("prob_diff", "cutoff_sharpness")
 LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.05)
 LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
 LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "expert": 2.5, "mlp_output": 3.5}
-PENALTIES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 5.0, "head_dim": 1.8, "mlp_neuron": 3.0, "mlp_output": 0.85}
+PENALTIES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 6.0, "head_dim": 2.0, "mlp_neuron": 3.2, "mlp_output": 0.75}
 # The penalties of the sieve, which weighs levels against one another by them.
 PRICES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 2.0, "head_dim": 2.5, "mlp_output": 1.0}
 BOTH: PerLevel = {**PENALTIES, "head": 4.4, "head_dim": 2.8, "mlp_neuron": 2.5, "mlp_output": 1.35}  # of gates and of the rounds after them
