@@ -156,6 +156,8 @@ def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -
     assert resumed.now.circuit.fingerprint == polisher.now.circuit.fingerprint
     assert resumed.smallest.circuit.fingerprint == before.circuit.fingerprint
     assert resumed.now.kl == polisher.now.kl
+    unknown = State(tensors=dict(before.circuit.masks), numbers=polisher.state(stage=8, seconds=1.0).numbers)
+    assert polisher_of(problem, selected(problem, circuit)).restored(unknown) == 0  # begun anew
 
 
 def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:

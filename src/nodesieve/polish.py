@@ -215,8 +215,8 @@ class _Polisher:
         )
 
     def restored(self, state: State) -> int:
-        """The stage to go on with, if the state is of a run that began at the same circuit."""
-        if state.numbers["selected"] != self._selected.fingerprint:
+        """The stage to go on with, if the state is of a run that began at the same circuit, and of a version that named its parts alike."""
+        if state.numbers["selected"] != self._selected.fingerprint or not all(f"now.{level}" in state.tensors for level in LEVELS):
             return 0
         self.now = self._kept("now", state)
         self._before = self._kept("before", state) if "before" in state.numbers else None
