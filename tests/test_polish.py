@@ -19,7 +19,7 @@ from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
 from nodesieve.parts import Part, cheapest_parts, helpful_parts
-from nodesieve.polish import HEADS, _Polisher, _Stage, polish
+from nodesieve.polish import _Polisher, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
@@ -103,9 +103,6 @@ def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Proble
     assert seconds > 0
 
 
-REOPEN = _Stage(levels=HEADS, share=None, spending=False, opening=True)
-
-
 def planted_without_its_head(problem: Problem) -> tuple[Circuit, tuple[int, int]]:
     ((layer, head),) = PLANTED["head"]
     return planted_circuit(problem).without({"head": torch.tensor([[layer, head]])}), (layer, head)
@@ -119,12 +116,12 @@ def test_a_head_without_which_the_kl_is_higher_comes_back(problem: Problem) -> N
     circuit, head = planted_without_its_head(problem)
     polisher = polisher_of(problem, selected(problem, circuit))
     before = polisher.now
-    assert polisher.reopen(REOPEN, Journal(), until=math.inf)
+    assert polisher.reopen(Journal(), until=math.inf)
     assert polisher.now.circuit.masks["head"][head]
     assert polisher.now.circuit.masks["head"].sum() == before.circuit.masks["head"].sum() + 1  # and no other, of which none does anything
     assert polisher.now.kl < before.kl
     assert polisher.smallest is before  # as long as nothing has gone for it
-    assert not polisher.reopen(REOPEN, Journal(), until=math.inf)
+    assert not polisher.reopen(Journal(), until=math.inf)
 
 
 def test_a_head_comes_back_as_the_method_had_left_it(problem: Problem) -> None:
@@ -151,7 +148,7 @@ def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -
     circuit, _ = planted_without_its_head(problem)
     polisher, resumed = (polisher_of(problem, selected(problem, circuit)) for _ in range(2))
     before = polisher.now
-    assert polisher.reopen(REOPEN, Journal(), until=math.inf)
+    assert polisher.reopen(Journal(), until=math.inf)
     assert resumed.restored(polisher.state(stage=8, seconds=1.0)) == 8
     assert resumed.now.circuit.fingerprint == polisher.now.circuit.fingerprint
     assert resumed.smallest.circuit.fingerprint == before.circuit.fingerprint

@@ -83,16 +83,16 @@ def helpful_parts(
             return []
     left = [parts[place] for place in sorted(range(len(parts)), key=rises.__getitem__)[:WIDTH] if rises[place] < 0]
     skip = QUICK if len(problem.task["validation"]) >= 2 * QUICK else 0
+    (own,) = problem.looks([opened([])], "validation", skip=skip, first=skip + QUICK)
     chosen: list[Part] = []
     while left and goes_on(len(parts), len(parts)):
-        own, *kls = problem.looks(
-            [opened([*chosen, *more]) for more in ([], *([part] for part in left))], "validation", skip=skip, first=skip + QUICK
-        )
+        kls = problem.looks([opened([*chosen, part]) for part in left], "validation", skip=skip, first=skip + QUICK)
         gains = [float((own - kl).mean()) for kl in kls]
         best = max(range(len(left)), key=gains.__getitem__)
         if gains[best] < least:
             break
         chosen.append(left[best])
+        own = kls[best]
         left = [part for place, part in enumerate(left) if place != best and gains[place] > 0]
     return chosen
 

@@ -81,13 +81,13 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     for number, stage in enumerate(stages[first:], first):
         if time.monotonic() > until:
             break
-        if stage.opening and not polisher.reopen(stage, journal, until=until):
+        if stage.opening and not polisher.reopen(journal, until=until):
             break
         for _ in range(0 if stage.opening else AGAIN):
             before = polisher.now.circuit
             if not polisher.go_through(stage, journal, until=until):
                 break
-            polisher.tell(journal)
+            journal.say(f"polishing: {in_percent(polisher.now.circuit.size)} of the leaves, validation KL {polisher.now.kl:.3f}")
             if stage.is_done(before, polisher.now.circuit):
                 break
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)
@@ -119,6 +119,7 @@ class _Polisher:
         self.levels = [level for level in selection.scores.levels if level in problem.nodes.levels and level != "embedding"]
         self.learner = problem.learner(config)
         self._selected = selection.circuit
+        self._outer = selection.scores.within or Circuit.whole(problem.nodes)
         self._before: Selection | None = None  # heads were opened again
 
     @property
@@ -127,10 +128,7 @@ class _Polisher:
         before = self._before
         return self.now if before is None or _childless(self.now.circuit) < _childless(before.circuit) else before
 
-    def tell(self, journal: Journal) -> None:
-        journal.say(f"polishing: {in_percent(self.now.circuit.size)} of the leaves, validation KL {self.now.kl:.3f}")
-
-    def reopen(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
+    def reopen(self, journal: Journal, *, until: float) -> bool:
         """Open closed heads without which the KL is higher -> are there any? Not if the last ones that came back were no gain."""
         if self.smallest is self._before:
             return False
@@ -138,16 +136,10 @@ class _Polisher:
         heads = [("head", index.unsqueeze(0)) for index in self._closed_heads()]
         least = NOTHING * self.config.kl_budget
         chosen = helpful_parts(heads, self._opened, self.learner, least=least, goes_on=_goes_on(journal, until))
-        if not chosen:
+        if not chosen or not self._taken(self._opened(chosen), limit=math.nextafter(self.now.kl, 0)):  # lower than before
             return False
-        circuit = self._opened(chosen)
-        (kl,) = self.problem.losses([circuit], "validation", cut=True)
-        found = judge(circuit, self.now.scores, self.now.threshold, kl, self.config.kl_budget, self.problem.upper_bound)
-        if not found.met or found.kl >= self.now.kl:
-            return False
-        self.now = found
         opened = "1 head" if len(chosen) == 1 else f"{len(chosen)} heads"
-        journal.say(f"polishing: {opened} opened again, validation KL {found.kl:.3f}")
+        journal.say(f"polishing: {opened} opened again, validation KL {self.now.kl:.3f}")
         return True
 
     def go_through(self, stage: _Stage, journal: Journal, *, until: float) -> bool:
@@ -158,7 +150,7 @@ class _Polisher:
         gains = [_gain(start, part) for part in parts]
         chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=_goes_on(journal, until), gains=gains)
         limit = self.now.kl + most
-        return as_many_of(len(chosen), lambda count: self._closed(less(start, chosen[:count]), limit=limit)) > 0
+        return as_many_of(len(chosen), lambda count: self._taken(less(start, chosen[:count]), limit=limit)) > 0
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         for level in stage.levels:
@@ -178,7 +170,7 @@ class _Polisher:
             lowest = kept[values.argsort(stable=True)[:count]]
             yield level, torch.cat([torch.full((count, 1), layer), lowest], -1)
 
-    def _closed(self, circuit: Circuit, *, limit: float) -> bool:
+    def _taken(self, circuit: Circuit, *, limit: float) -> bool:
         """Go on with it if all of the validation data allows it."""
         (kl,) = self.problem.losses([circuit], "validation", cut=True)
         found = judge(circuit, self.now.scores, self.now.threshold, kl, self.config.kl_budget, self.problem.upper_bound)
@@ -189,20 +181,17 @@ class _Polisher:
 
     def _closed_heads(self) -> torch.Tensor:
         """Indices of those that scored highest, (n, 2), layer by layer; of what the search is to stay within, if there is that."""
-        within = self.now.scores.within
-        present = within.masks["head"] if within is not None else self.problem.nodes.present("head")
-        closed = (present & ~self.now.circuit.masks["head"]).nonzero()
+        closed = (self._outer.masks["head"] & ~self.now.circuit.masks["head"]).nonzero()
         values = self.now.scores.values["head"][tuple(closed.unbind(-1))]
         return closed[values.argsort(descending=True, stable=True)[:OPENED].sort().values]
 
     def _opened(self, heads: Sequence[Part]) -> Circuit:
         """The circuit of now and these heads, as the method left them or, where it left nothing of them, whole."""
         masks = {level: mask.clone() for level, mask in self.now.circuit.masks.items()}
-        within, whole = self.now.scores.within, self.problem.nodes.present("head_dim")
         for _, index in heads:
             ((layer, head),) = index.tolist()
-            left = self._selected.masks["head_dim"][layer, head]
-            masks["head_dim"][layer, head] = left if left.any() else (within.masks["head_dim"] if within is not None else whole)[layer, head]
+            left, whole = (circuit.masks["head_dim"][layer, head] for circuit in (self._selected, self._outer))
+            masks["head_dim"][layer, head] = left if left.any() else whole
             masks["head"][layer, head] = masks["attention_block"][layer] = masks["layer"][layer] = True
         return Circuit.of(masks, self.problem.nodes)
 
