@@ -243,6 +243,24 @@ def test_a_refused_run_leaves_the_one_that_was_there(
     assert load_run("run").config.seed == 1
 
 
+def test_nothing_is_set_aside_where_nothing_was(model_directory: Path, tmp_path: Path) -> None:
+    """A run that is killed would leave the folder."""
+    seen: list[set[str]] = []
+
+    def looks(step: int, facts: object) -> bool:
+        seen.append({path.name for path in tmp_path.iterdir()})
+        return False
+
+    flags = ["--model", model_directory, "--out", tmp_path, *quick_flags()]
+    with ctrl_c(looks):
+        assert nodesieve("discover", *flags, "--quiet") == 0
+        fresh, seen = seen, []
+        assert nodesieve("discover", *flags, "--quiet", "--overwrite") == 0
+    assert fresh
+    assert not any(name.startswith(".before-") for names in fresh for name in names)
+    assert any(name.startswith(".before-") for names in seen for name in names)
+
+
 def prompts_of_names(file: Path, *, first: int = 0) -> Path:
     """A file of 40 prompts without splits."""
     pairs = list(pairwise(NAMES[first : first + 41]))

@@ -162,6 +162,8 @@ def _set_aside(directory: Path) -> Iterator[None]:
         for name in (CONFIG, METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, CURVE, STABILITY, *STATES.values()):
             if (directory / name).is_file():
                 (directory / name).rename(aside / name)
+        if not any(aside.iterdir()):
+            aside.rmdir()  # so that a run that is killed leaves nothing of it
     except OSError as error:
         raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
     try:
@@ -172,7 +174,7 @@ def _set_aside(directory: Path) -> Iterator[None]:
         if not has_state(directory):
             for name in (CONFIG, HISTORY):
                 (directory / name).unlink(missing_ok=True)
-            for path in aside.iterdir():
+            for path in aside.iterdir() if aside.is_dir() else ():
                 path.rename(directory / path.name)
         raise
     finally:
