@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from conftest import word_tokenizer
@@ -239,7 +239,7 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("\nclean,corrupted,label\na,b,1\n", "line 2: expected a column among correct_idx"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "dev"}\n', "expected a split of train, validation, test, got 'dev'"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "test"}\n', "line 1: expected a split in every example or in none"),
-        (GOOD, "expected at least 10 different examples"),
+        (GOOD, "expected at least 10 different prompts"),
         (
             '{"prompts": [\n{"clean": "a", "corrupt": "b", "answers": ["x"], "wrong_answers": ["x"]}]}',
             "line 2: expected answers that are no distractors",
@@ -253,6 +253,8 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ('clean,corrupted,"' + 50 * "answer\n" + '"\n', r"got 'clean', .{185,195}\.\.\.$"),
         ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
         ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
+        ('{"clean": "a", "answers": ["\\ud800"]}\n', "under 'answers' .* half a surrogate pair"),
+        ("clean,corrupted,answer,clean\na,b,x,c\n", "line 1: expected each column once, got 'clean' twice"),
         ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
     ],
 )
@@ -280,10 +282,19 @@ def test_given_splits_are_kept_and_may_not_overlap(tmp_path: Path) -> None:
     rows = [{"clean": f"{split} {i}", "answers": ["x"], "split": split} for split in SPLITS for i in range(2)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     assert {split: len(examples) for split, examples in read_task(file, seed=0).splits.items()} == dict.fromkeys(SPLITS, 2)
-    rows.append({**rows[0], "split": "test"})
+    rows.append({**rows[0], "answers": ["y"], "split": "test"})  # another example of a prompt
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    with pytest.raises(UserError, match="line 7: expected no example in two splits"):
+    with pytest.raises(UserError, match="line 7: expected no prompt in two splits, got one that is in train too: 'train 0'"):
         read_task(file, seed=0)
+
+
+def test_examples_of_one_prompt_come_into_one_split(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    rows = [{"clean": f"prompt {i}", "corrupted": f"{i} {j}", "answers": ["x"]} for j in range(5) for i in range(10)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    splits = read_task(file, seed=0).splits
+    assert {split: len(examples) for split, examples in splits.items()} == {"train": 30, "validation": 10, "test": 10}
+    assert sum(len({example.clean for example in examples}) for examples in splits.values()) == 10
 
 
 LINE = {"clean": "1 + 2 =", "corrupted": "1 + 4 =", "answers": ["3"], "distractors": ["5"]}
@@ -335,7 +346,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFa
 
 
 def test_answers_of_several_tokens_count_by_the_first_or_by_each(tokenizer: PreTrainedTokenizerFast) -> None:
-    example = Example(clean="While Mary gave", corrupted="While John gave", answers=(" Mary and John",), distractors=(" John and Mary",))
+    example = Example(clean="While Mary and", corrupted="While John and", answers=(" Mary and John",), distractors=(" John and Mary",))
     mary, and_, john = tokenizer("Mary and John")["input_ids"]
     first = encode(one_task(example, GAVE), tokenizer, aligned=True, device=torch.device("cpu"))["test"].examples
     assert [e.answers for e in first] == [(mary,), (mary,)]
@@ -357,6 +368,42 @@ def test_a_space_that_is_a_token_of_its_own_belongs_to_the_prompt() -> None:
     example = Example(clean="a a", corrupted="aaa", answers=(" 3",), distractors=(" 5",))
     found = encode(one_task(example, example), digits, aligned=True, device=torch.device("cpu"))["test"].examples[0]
     assert (found.clean, found.corrupted, found.answers, found.distractors) == ((1, 2, 1, 2), (1, 1, 1, 2), (3,), (4,))
+
+
+def with_a_space_before_each_text() -> PreTrainedTokenizerFast:
+    """As Llama 2's, Mistral's and Phi-3's."""
+    words = {word: number for number, word in enumerate(("[UNK]", "</s>", "_", "_to", "_Mary", "_John", "_17", "4", "2", "\n"))}
+    merges = [("_", "t"), ("_t", "o"), ("_", "M"), ("_M", "a"), ("_Ma", "r"), ("_Mar", "y"), ("_", "J"), ("_J", "o"), ("_Jo", "h"), ("_Joh", "n")]
+    merges += [("_", "1"), ("_1", "7")]
+    for left, right in merges:
+        for piece in (left, right, left + right):
+            words.setdefault(piece, len(words))
+    raw = Tokenizer(models.BPE(words, merges, unk_token="[UNK]"))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
+    raw.decoder = decoders.Replace("_", " ")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", eos_token="</s>")
+
+
+@pytest.mark.parametrize(("clean", "answer", "distractor"), [("Mary to", " Mary", " John"), ("to 17", "4", "2"), ("to 17", " 4", " 2")])
+def test_answers_are_read_as_they_go_on_from_the_prompt(clean: str, answer: str, distractor: str) -> None:
+    tokenizer = with_a_space_before_each_text()
+    example = Example(clean=clean, corrupted=clean, answers=(answer,), distractors=(distractor,))
+    found = encode(one_task(example, example), tokenizer, aligned=True, device=torch.device("cpu"))["test"].examples[0]
+    assert list(found.clean + found.answers) == tokenizer(clean + answer)["input_ids"]
+    assert list(found.clean + found.distractors) == tokenizer(clean + distractor)["input_ids"]
+
+
+def test_built_in_tasks_count_words_as_they_go_on_from_others() -> None:
+    tokenizer = with_a_space_before_each_text()
+    assert [is_one_token(tokenizer, text) for text in (" Mary", "4", "42", " 4", "Mary")] == [True, True, False, False, False]
+
+
+def test_what_a_tokenizer_puts_behind_a_prompt_is_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    """After an end of the text there is nothing to say."""
+    closing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), unk_token="[UNK]", pad_token="[PAD]")
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(single="[PAD] $A [PAD] [PAD]", special_tokens=[("[PAD]", 1)])
+    found = encode(one_task(GAVE, GAVE), closing, aligned=True, device=torch.device("cpu"))["test"].examples[0]
+    assert list(found.clean) == [1, *tokenizer(GAVE.clean)["input_ids"]]
 
 
 def test_prompts_can_go_through_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -60,7 +60,7 @@ def problem_of(
 ) -> Problem:
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
     averaged: tuple[SplitName, ...] = ("train",) if (ablation or run.config.ablation) == "mean" else ()
-    if task.source == run.config.task:
+    if task.is_from(run.config.task):
         refuse_other_examples(run.description, task, (*splits, *averaged))
     elif averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
         own = task_of(run.config, loaded.tokenizer)

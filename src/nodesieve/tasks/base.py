@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from nodesieve.errors import UserError
@@ -52,6 +53,10 @@ class Task:
     metrics: tuple[str, ...] = ()
     redrawn: tuple[Example, ...] = ()
     duplicates: int = 0
+
+    def is_from(self, source: str) -> bool:
+        """Is this where the task comes from, be a file's path written in another way?"""
+        return Path(self.source).resolve() == Path(source).resolve()
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -53,8 +53,19 @@ class EncodedTask:
 
 
 def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = going_on(tokenizer, text)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def going_on(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that goes on from another one.
+
+    Some tokenizers (Llama 2's, Mistral's, Phi-3's) put a space of their own before whatever they are given, which is not there within a text. So it
+    is read behind a letter, or, where it does not begin with a space, at the start of a line; alone only if the two run together into other tokens.
+    """
+    before = "a" if text[:1].isspace() else "\n"
+    start, both, alone = (list[int](ids) for ids in tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"])
+    return both[len(start) :] if both[: len(start)] == start else alone
 
 
 def encode(
@@ -121,21 +132,30 @@ def encode(
     )
 
 
+def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the tokenizer puts behind a text by default, such as an end of it, after which there would be nothing to say."""
+    full, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    return next((len(full) - end for end in range(len(full), 0, -1) if full[:end][-len(plain) :] == plain), 0)
+
+
 class _Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, *, context: int | None, vocabulary: int) -> None:
         self._tokenizer, self._encoding = tokenizer, encoding
         self._context, self._vocabulary = context, vocabulary
         self._known: dict[Answer, tuple[int, ...]] = {}  # answers repeat much more often than prompts do
+        self._closing = _closing_tokens(tokenizer)
         if encoding.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError("--chat-template expects a tokenizer with a chat template, got one without")
 
     def examples(self, examples: Sequence[Example]) -> Iterator[tuple[Example, list[EncodedExample]]]:
         """Each example with its encoded form: one, or one for each token of its answer."""
+        numbers: dict[str, int] = {}  # of prompts: what is said of one twice is no further evidence
         for start in range(0, len(examples), CHUNK):
             part = examples[start : start + CHUNK]
             clean = self._prompts([example.clean for example in part])
             corrupted = iter(self._prompts([example.corrupted for example in part if example.corrupted is not None]))
-            for number, (example, ids) in enumerate(zip(part, clean, strict=True), start):
+            for example, ids in zip(part, clean, strict=True):
+                number = numbers.setdefault(example.clean, len(numbers))
                 yield example, self._one(example, number, ids, None if example.corrupted is None else next(corrupted))
 
     def _one(self, example: Example, number: int, clean: tuple[int, ...], corrupted: tuple[int, ...] | None) -> list[EncodedExample]:
@@ -189,7 +209,7 @@ class _Encoder:
             turns = [[{"role": "user", "content": text}] for text in texts]
             rendered = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             return [tuple(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
-        return [tuple(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        return [tuple(ids[: len(ids) - self._closing]) for ids in self._tokenizer(texts)["input_ids"]]
 
     def _answer(self, answer: Answer, example: Example) -> tuple[int, ...]:
         if answer not in self._known:
@@ -201,8 +221,10 @@ class _Encoder:
                     )
                 self._known[answer] = (answer,)
             else:
-                text = answer.lstrip(" ") if self._encoding.chat_template else answer  # an assistant's turn begins without a space
-                self._known[answer] = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+                if self._encoding.chat_template:  # an assistant's turn begins without a space
+                    self._known[answer] = tuple(self._tokenizer(answer.lstrip(" "), add_special_tokens=False)["input_ids"])
+                else:
+                    self._known[answer] = tuple(going_on(self._tokenizer, answer))
                 if not self._known[answer]:
                     raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")
         return self._known[answer]

@@ -59,7 +59,7 @@ def load_task(
 def task_of(config: DiscoverConfig, tokenizer: PreTrainedTokenizerBase, *, task: str | None = None) -> Task:
     """The task that a run's options name, or another one drawn alike."""
     return load_task(
-        task or config.task,
+        config.task if task is None else task,
         tokenizer,
         seed=config.seed_of_data,
         train_size=config.train_size,

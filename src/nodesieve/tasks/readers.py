@@ -113,17 +113,21 @@ def split_rows(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example
         raise UserError(f"{path}, line {unnamed[0].line}: expected a split in every example or in none, got one without")
     if rows and not unnamed:
         splits: dict[str, tuple[Example, ...]] = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
-        seen: dict[Example, str] = {}
+        seen: dict[str, str] = {}
         for row in rows:
             assert row.split is not None
-            if seen.setdefault(row.example, row.split) != row.split:
-                raise UserError(f"{path}, line {row.line}: expected no example in two splits, got one that is in {seen[row.example]} too")
+            clean = row.example.clean
+            if seen.setdefault(clean, row.split) != row.split:
+                raise UserError(f"{path}, line {row.line}: expected no prompt in two splits, got one that is in {seen[clean]} too: {clean[:60]!r}")
         return splits
-    unique = list(dict.fromkeys(row.example for row in rows))
-    if len(unique) < 10:
-        raise UserError(f"{path}: expected at least 10 different examples to cut into {', '.join(SPLITS)}, got {len(unique)}")
-    random.Random(f"split/{seed}").shuffle(unique)
-    return {split: tuple(part) for split, part in zip(SPLITS, cut(unique), strict=True)}
+    of_prompt: dict[str, list[Example]] = {}  # in one split, all of them
+    for example in dict.fromkeys(row.example for row in rows):
+        of_prompt.setdefault(example.clean, []).append(example)
+    if len(of_prompt) < 10:
+        raise UserError(f"{path}: expected at least 10 different prompts to cut into {', '.join(SPLITS)}, got {len(of_prompt)}")
+    prompts = list(of_prompt.values())
+    random.Random(f"split/{seed}").shuffle(prompts)
+    return {split: tuple(example for examples in part for example in examples) for split, part in zip(SPLITS, cut(prompts), strict=True)}
 
 
 def _limited(rows: Iterable[Row], path: str) -> list[Row]:
@@ -266,6 +270,9 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             shown = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
             raise UserError(f"{path}, line {1 + above}: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {shown}")
         good, bad = pair
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{path}, line {1 + above}: expected each column once, got {twice!r} twice")
         for record in reader:
             line = above + reader.line_num
             at = f"{path}, line {line}"
@@ -302,9 +309,13 @@ def _text(row: Mapping[str, Any], key: str, at: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{at}: expected text under {key!r}, got {'nothing' if key not in row else repr(value)[:60]}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{at}: expected text under {key!r} that can be written as UTF-8, got half a surrogate pair")
+    _refuse_half_characters(value, key, at)
     return value
+
+
+def _refuse_half_characters(text: str, key: str, at: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{at}: expected text under {key!r} that can be written as UTF-8, got half a surrogate pair")
 
 
 def _texts(row: Mapping[str, Any], key: str, at: str, *, required: bool) -> tuple[Answer, ...]:
@@ -319,6 +330,9 @@ def _texts(row: Mapping[str, Any], key: str, at: str, *, required: bool) -> tupl
         )
     if len({type(item) for item in values}) > 1:
         raise UserError(f"{at}: expected text or token ids under {key!r}, got both")
+    for item in values:
+        if isinstance(item, str):
+            _refuse_half_characters(item, key, at)
     return tuple(dict.fromkeys(values))
 
 
