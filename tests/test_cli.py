@@ -286,8 +286,12 @@ def test_what_is_measured_are_the_examples_of_the_run(model_directory: Path, tmp
         error = capsys.readouterr().err
         assert "examples that the run was made with" in error
         assert error.count("\n") == 1
+    assert nodesieve("evaluate", out, "--task", f"{tmp_path}/../{tmp_path.name}/{file.name}") == 2  # the same file
+    assert "examples that the run was made with" in capsys.readouterr().err
     assert nodesieve("discover", "--resume", tmp_path / "stopped") == 2
     assert "that the run in" in capsys.readouterr().err
+    assert nodesieve("evaluate", out, "--task", "") == 2
+    assert "expected a" in capsys.readouterr().err
     assert nodesieve("evaluate", out, "--task", prompts_of_names(tmp_path / "other.jsonl", first=1)) == 0
     prompts_of_names(file)
     assert nodesieve("evaluate", out) == 0

@@ -72,8 +72,18 @@ def test_scores_of_finer_levels_alone_are_refused() -> None:
         to_mib(scores(("head_dim",)).circuit(0.0), scores(("head_dim",)), parallel=False)
 
 
+CFG = '"n_heads": 1, "d_model": 2, "parallel_attn_mlp": false}'
+
+
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", "no JSON", '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 2, "parallel_attn_mlp": false}, "nodes": {"b0": {}}}']
+    "content",
+    [
+        *("[]", "{}", "no JSON"),
+        f'{{"cfg": {{"n_layers": 1, {CFG}, "nodes": {{"b0": {{}}}}}}',
+        f'{{"cfg": {{"n_layers": 1, {CFG}, "nodes": {{"m0": {{"in_graph": "false"}}}}}}',
+        f'{{"cfg": {{"n_layers": -1, {CFG}, "nodes": {{}}}}',
+        f'{{"cfg": {{"n_layers": 1e999, {CFG}, "nodes": {{}}}}',
+    ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "circuit.json"

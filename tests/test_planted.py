@@ -19,7 +19,7 @@ from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.methods.hybrid import LEARNING_RATE_FINAL, hybrid
-from nodesieve.methods.multigranular import multigranular
+from nodesieve.methods.multigranular import _Run, multigranular
 from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
 from planted import PLANTED, all_nodes, kept, planted_model, planted_task
@@ -103,6 +103,24 @@ def test_a_search_stays_within(method: str, levels: str | None, lacking: str | N
     run = discover(planted_model(), planted_task(), config)
     assert not any(bool((mask & ~outer.masks[level]).any()) for level, mask in run.circuit.masks.items())
     assert run.metrics["budget"]["met"] == (lacking is None)
+
+
+def test_what_is_learned_on_stays_within_at_levels_without_gates_too() -> None:
+    config = make_config({"kl_budget": BUDGET, "method": "multigranular", "levels": "head"})
+    problem = make_problem(planted_model(), planted_task(), config)
+    whole = Circuit.whole(problem.nodes)
+    problem.within = whole.without({"mlp_neuron": whole.masks["mlp_neuron"].nonzero()[::2], "head": torch.tensor([[0, 0]])})
+    gates = _Run(problem, problem, config).sample_gates(problem.task["train"].batch([0, 1]))
+    for level, mask in problem.within.masks.items():
+        assert not gates[level][:, ~mask].any()
+        assert level == "head" or bool((gates[level][:, mask] == 1).all())
+
+
+def test_gates_of_levels_that_rounds_do_not_close_are_not_learned_before_them() -> None:
+    options = {"kl_budget": BUDGET, "steps": 20, "validate_every": 10, "method": "hybrid", "penalties": {"mlp_output": 0}, "polish": False}
+    run = discover(planted_model(), planted_task(), make_config(options))
+    assert "mlp_output" not in run.history[0]["open"]
+    assert "mlp_neuron" in run.history[0]["open"]
 
 
 @pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "gate_gradient"])

@@ -99,6 +99,8 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert (run / "stability" / "seed-4" / "metrics.json").stat().st_mtime_ns == made
     assert nodesieve("stability", run, "--seeds", 2, "--agree", 4) == 2
     capsys.readouterr()
+    assert nodesieve("stability", run / "stability" / "consensus", "--seeds", 1) == 2
+    assert "what several runs agree on" in capsys.readouterr().err
     description = json.loads((run / "circuit.json").read_text())
     (run / "circuit.json").write_text(json.dumps({**description, "loss": "mine"}))
     assert nodesieve("stability", run, "--seeds", 2) == 2

@@ -145,6 +145,11 @@ class Counterfactual:
         return Corrupted(tokens=batch.corrupted)
 
 
+def doubled(x: Tensor) -> Tensor:
+    """In float64, on the CPU where the device (Apple's GPUs) has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 MEAN_EXAMPLES = 2048  # at most, the training split's own first
 
 
@@ -157,7 +162,7 @@ class Mean:
         for batch in train.batches(16, first=MEAN_EXAMPLES):
             tokens = batch.corrupted or batch.clean
             counted = tokens.attention_mask.bool() & (tokens.position_ids > 0)
-            summed = record(tokens).map(lambda x, keep=counted: x[keep].double().sum(0))  # type: ignore[misc]
+            summed = record(tokens).map(lambda x, keep=counted: doubled(x[keep]).sum(0))  # type: ignore[misc]
             count += int(counted.sum())
             if total is None:
                 total = summed
@@ -166,8 +171,8 @@ class Mean:
                     old += new
         if total is None or count == 0:
             raise UserError("--ablation mean expects training prompts of two tokens or more, got none; use zero")
-        dtype = record(train.batch([0]).clean).heads[0].dtype
-        self._mean = total.map(lambda x: (x / count).to(dtype))
+        like = record(train.batch([0]).clean).heads[0]
+        self._mean = total.map(lambda x: (x / count).to(like))
 
     def values(self, batch: Batch) -> Activations:
         return self._mean

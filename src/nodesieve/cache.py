@@ -102,7 +102,8 @@ class Cache:
             yield row, i, slice(width - length, width) if self._split.padding_side == "left" else slice(0, length)
 
     def _keep(self, rows: Sequence[_Row], layer: int, seen: Activations) -> Activations:
-        """What is kept is what gates find the first time, too, so that a run that was stopped goes on as it would have."""
+        """What is kept is what gates find the first time, too, so that a run that was stopped goes on nearly as it would have: rounding hangs on what
+        other examples are in the batch that computes it."""
         block = torch.cat([getattr(seen, place)[layer] for place in LAYER_PLACES], -1).to("cpu", self._dtype)
         for row, i, real in rows:
             if not self._filled[i]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nodesieve.ablations import Activations, Routed
+from nodesieve.ablations import Activations, Routed, doubled
 from nodesieve.architectures import Architecture, LayerPlaces, locate
 from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
@@ -143,7 +143,7 @@ def _fold(architecture: Architecture, at: PlaceGates, held: Activations) -> None
 def _fold_projection(projection: nn.Module, live: Tensor, held: Tensor) -> None:
     """Entries of the projection's input (N,) that are closed, and what they hold."""
     weight = _out_in(projection)
-    _add_bias(projection, weight[:, ~live].double() @ held[~live].double())
+    _add_bias(projection, doubled(weight[:, ~live]) @ doubled(held[~live]))
     weight[:, ~live] = 0
 
 
@@ -156,7 +156,7 @@ def _close_write(write: nn.Module, projection: nn.Module, live: Tensor, held: Te
         bias = projection._parameters.get("bias")
         if bias is not None:
             bias[~live] = 0
-        _add_bias(projection, torch.where(live, 0.0, held.double()))
+        _add_bias(projection, doubled(held.masked_fill(live, 0)))
     else:
         _close_norm(write, live, held)
 
@@ -188,7 +188,7 @@ def _fold_experts(places: LayerPlaces, live: Tensor, written: Tensor, held: Acti
 def _add_bias(projection: nn.Module, x: Tensor) -> None:
     bias = projection._parameters.get("bias")
     if bias is not None:
-        bias.add_(x.to(bias.dtype))
+        bias.add_(x.to(bias))
     elif bool(x.any()):
         raise _NoBias(f"a {type(projection).__name__}")
 

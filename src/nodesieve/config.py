@@ -100,7 +100,9 @@ class DiscoverConfig:
     force: bool = Field(default=False, description="go on where the full model itself is near chance on the task")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="seeds the data, the batches and the gate noise")
     data_seed: int | None = Field(default=None, ge=0, lt=SEEDS, description="seed of the data, where it is to be another one")
-    device: str = Field(default="auto", description="torch device; auto takes the GPU if there is one")
+    device: str = Field(
+        default="auto", description="torch device; auto takes an NVIDIA or AMD GPU if there is one (mps, Apple's, has not been tested)"
+    )
     dtype: DtypeName = Field(default="float32", description="dtype of the frozen model; gates are always float32")
 
     # What to find

@@ -117,7 +117,7 @@ def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *,
             for name, value in values.items():
                 row.setdefault(name, []).append(value)
     order = order_of(batches)
-    return tuple({name: torch.cat(parts)[order].double().cpu() for name, parts in row.items()} for row in rows)
+    return tuple({name: torch.cat(parts)[order].cpu().double() for name, parts in row.items()} for row in rows)
 
 
 def _means(values: dict[str, Tensor]) -> Metrics:

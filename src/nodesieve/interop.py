@@ -79,6 +79,8 @@ def read_mib(path: str | Path) -> MibCircuit:
             if match["layer"] is None and match["mlp"] is None:
                 continue
             level, index = ("head", (int(match["layer"]), int(match["head"]))) if match["mlp"] is None else ("mlp_block", (int(match["mlp"]),))
+            if not isinstance(node["in_graph"], bool | int):
+                raise UserError(f"expected in_graph of {name} to be true or false in {str(path)!r}, got {node['in_graph']!r}")
             in_graph[level][index] = bool(node["in_graph"])
             scores[level][index] = float(node.get("score", 0.0))
         return MibCircuit(layers=layers, heads=heads, width=width, parallel=bool(cfg["parallel_attn_mlp"]), in_graph=in_graph, scores=scores)
@@ -86,5 +88,5 @@ def read_mib(path: str | Path) -> MibCircuit:
         raise
     except OSError as error:
         raise UserError(f"expected a file {str(path)!r}, could not read it: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise UserError(f"expected a node circuit of the Mechanistic Interpretability Benchmark in {str(path)!r}, got {error!r}") from error

@@ -58,7 +58,7 @@ def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None, confide
         prompts: of which prompt each example is, as for `resampled_places`; by default each is of its own.
     """
     places = resampled_places(range(len(values)) if prompts is None else prompts, resamples=resamples, seed=seed)
-    return float(at_places(values.double().cpu(), places).nanmean(-1).quantile(confidence))
+    return float(at_places(values.cpu().double(), places).nanmean(-1).quantile(confidence))
 
 
 def resampled_places(prompts: Sequence[int], *, resamples: int = 2000, seed: int = 0) -> Tensor:

@@ -97,9 +97,9 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` -> the GPU if there is one, else the CPU; anything else as torch reads it."""
+    """`auto` -> an NVIDIA or AMD GPU if there is one, else the CPU; anything else as torch reads it. On Apple's GPUs nothing has been tested."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

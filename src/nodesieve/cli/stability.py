@@ -34,6 +34,8 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     run = load_run(directory)
     if not run.metrics:
         raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {directory}")
+    if run.description["method"] == CONSENSUS:
+        raise UserError(f"expected a run, got in {str(directory)!r} what several runs agree on; give one of them")
     if "loss" in run.description:
         raise UserError(
             f"expected a run that kept the KL low, got one that was found in Python with a loss of its own, {run.description['loss']}; repeat it "

@@ -36,12 +36,21 @@ def hybrid(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         Stopped: `journal.stopping` was set; the state is saved and a later call with the same arguments goes on from it.
     """
     steps = min(config.steps - 1, round(config.gates_share * config.steps))
-    if steps < 1:
+    priced = tuple(level for level in config.levels if config.penalties[level] > 0)  # the others have no rounds, and stay open
+    if steps < 1 or not priced:
         return sieve(problem, config, journal)
     state = journal.load()
     cache = training_cache(problem.learner(config), config, journal.scratch)  # one for both parts
     if state is None or state.numbers["phase"] == GATES:
-        learning = replace(config, steps=steps, controller="kl_budget", target_size=None, learning_rate_final=LEARNING_RATE_FINAL, repair_share=0.0)
+        learning = replace(
+            config,
+            steps=steps,
+            levels=priced,
+            controller="kl_budget",
+            target_size=None,
+            learning_rate_final=LEARNING_RATE_FINAL,
+            repair_share=0.0,
+        )
         phase = _Phase(journal, state, name=GATES, steps=(0, steps, config.steps))
         gates = _within_budget(multigranular(problem, learning, phase, cache=cache), problem, config)
         state, before = None, float(journal.history[-1]["seconds"])

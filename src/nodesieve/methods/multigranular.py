@@ -147,9 +147,10 @@ class _Run:
     @torch.no_grad()
     def stay_within(self, circuit: Circuit) -> None:
         """Nodes outside the circuit are closed from the first step on, and never revived."""
-        for level in self.log_alpha:
+        for level in LEVELS:
             self.dropped[level] = ~circuit.masks[level].to(self.device)
-            self.log_alpha[level][self.dropped[level]] = -CLAMP
+            if level in self.log_alpha:
+                self.log_alpha[level][self.dropped[level]] = -CLAMP
         self.shrink()
 
     def spread(self, cache: Cache, journal: Journal) -> None:
@@ -166,11 +167,12 @@ class _Run:
                 self.log_alpha[level][self.present[level]] -= spread * (1 - rank).to(self.device)
 
     def sample_gates(self, batch: Batch) -> LevelTensors:
-        """Gates of each example, (B, *shape(level)); levels that are not learned are open. A function of seed and step alone."""
+        """Gates of each example, (B, *shape(level)); of levels that are not learned all are open but what the search stays within lacks. A function
+        of seed and step alone."""
         generator = torch.Generator(self.device).manual_seed(mix(self.config.seed, self.step, 2))
         size = len(batch.answers)
         drawn = size if self.config.gate_samples == "example" else 1
-        z = {level: torch.ones(size, *self.nodes.shape(level), device=self.device) for level in LEVELS if level not in self.log_alpha}
+        z = {level: (~dropped).float().expand(size, *dropped.shape) for level, dropped in self.dropped.items() if level not in self.log_alpha}
         for level, log_alpha in self.log_alpha.items():
             straight = self.config.estimator == "straight_through" or (self.config.estimator == "mixed" and level in CHILDLESS)
             with torch.set_grad_enabled(not straight):
