@@ -99,10 +99,23 @@ def test_greater_than_with_two_digit_tokens_counts_whole_years() -> None:
 
     from nodesieve.tasks.greater_than import GREATER_THAN
 
-    example = GREATER_THAN.example(random.Random(0), {"event": ["war"]}, lambda text: True)
-    assert example is not None
-    assert all(len(answer) == 2 for answer in (*example.answers, *example.distractors))
-    assert min(example.answers) > max(example.distractors)
+    def is_token(text: str, after: str = "") -> bool:
+        return after != " 19" and after + text not in (" 1840", " 1850")  # these years are one token each
+
+    rng = random.Random(0)
+    drawn = [GREATER_THAN.example(rng, {"event": ["war"]}, is_token) for _ in range(300)]
+    found = [example for example in drawn if example is not None]
+    assert 200 < len(found) < 300
+    for example in found:
+        endings = (*example.answers, *example.distractors)
+        assert all(len(ending) == 2 for ending in endings)
+        assert min(example.answers) > max(example.distractors)
+        century = example.clean[-2:]
+        assert century != "19"
+        assert len(endings) == (96 if century == "18" else 98)
+        assert century != "18" or not {"40", "50"} & {*endings}
+    with pytest.raises(UserError, match="expects a tokenizer that writes a year as"):
+        GREATER_THAN.pools(lambda text, after="": not after)
 
 
 def test_pairs_of_different_length_are_left_out_counted_and_shown(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -396,6 +409,15 @@ def test_answers_are_read_as_they_go_on_from_the_prompt(clean: str, answer: str,
 def test_built_in_tasks_count_words_as_they_go_on_from_others() -> None:
     tokenizer = with_a_space_before_each_text()
     assert [is_one_token(tokenizer, text) for text in (" Mary", "4", "42", " 4", "Mary")] == [True, True, False, False, False]
+
+
+def test_padding_is_a_token_of_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A token added for padding alone has no embedding."""
+    assert tokenizer.pad_token_id == 1
+    for vocabulary, pad_id in ((len(tokenizer), 1), (1, 0)):
+        example = Example(clean="[UNK]", corrupted="[UNK]", answers=(0,), distractors=())
+        split = encode(one_task(example, example), tokenizer, aligned=True, device=torch.device("cpu"), vocabulary=vocabulary)["test"]
+        assert split.pad_id == pad_id
 
 
 def test_what_a_tokenizer_puts_behind_a_prompt_is_left_out(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -88,7 +88,7 @@ def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | 
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 of some of every parameter's values, to 16 bits: the same on any device and in any dtype of the weights."""
+    """Hexadecimal SHA-256 of some of every parameter's values, to 16 bits: the same on any device, and in float32 as in bfloat16."""
     found = hashlib.sha256()
     for name, parameter in model.named_parameters():
         some = parameter.detach().flatten()[:: max(1, parameter.numel() // FINGERPRINTED)].to(torch.bfloat16).view(torch.int16)
@@ -207,10 +207,12 @@ def _from_pretrained(
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and "safetensors" in str(error):
             raise _pickled(name) from error
-        cut = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
+        hint = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
+        if "trust_remote_code" in str(error):
+            hint = "; if you trust that code, add --trust-remote-code"
         raise UserError(
             f"expected {', '.join(PACKAGED_MODELS)}, a hub id, a directory with safetensors or a .gguf file, "
-            f"could not load {name!r}: {_first_line(error)}{cut}"
+            f"could not load {name!r}: {_first_line(error)}{hint}"
         ) from error
     _refuse_gaps(told, name)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files, transformers makes an empty one

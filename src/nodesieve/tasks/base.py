@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from nodesieve.errors import UserError
 
@@ -66,7 +66,12 @@ class Task:
 
 
 Pools = Mapping[str, Sequence[str]]
-IsToken = Callable[[str], bool]
+
+
+class IsToken(Protocol):
+    """Is a text one token for the tokenizer at hand? And does it stay one where it stands `after` another text?"""
+
+    def __call__(self, text: str, after: str = "") -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class Builtin:
     """A built-in task.
 
     Attributes:
-        pools: takes `is_token` (is this text one token for the tokenizer at hand?) and gives words by kind; each is cut into splits.
+        pools: takes `is_token` and gives words by kind; each is cut into splits.
         example: draws one example from the pools of one split. May return None for a draw that makes no valid example.
         metrics: what is measured beside the metrics of every task.
         further: words by kind that only `Task.redrawn` is drawn from, beside the training split's own.

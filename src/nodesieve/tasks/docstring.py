@@ -14,7 +14,7 @@ from nodesieve.tasks.words import ARGUMENTS, EVENTS, OBJECTS, PLACES
 SIGNATURE = "def {function}(self, {a}, {b}, {c}, {d}):\n"
 TEMPLATES = (
     SIGNATURE + '    """{title} {function}\n\n    :param {e}: {one} {title}\n    :param {f}: {two} {title}\n    :param',
-    SIGNATURE + '    """The {title} of a {function}.\n\n    :param {e}: the {one}\n    :param {f}: the {two}\n    :param',
+    SIGNATURE + '    """The {title} of the {function}.\n\n    :param {e}: the {one}\n    :param {f}: the {two}\n    :param',
 )
 
 

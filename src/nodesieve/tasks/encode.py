@@ -52,9 +52,12 @@ class EncodedTask:
         return self.splits[split]
 
 
-def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> bool:
+    """`IsToken` for a tokenizer."""
     ids = going_on(tokenizer, text)
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        return False
+    return not after or going_on(tokenizer, after + text) == going_on(tokenizer, after) + ids
 
 
 def going_on(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -91,8 +94,9 @@ def encode(
         UserError: an example cannot be scored, or too few are left.
     """
     encoding = encoding or Encoding()
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    encoder = _Encoder(tokenizer, encoding, context=context, vocabulary=vocabulary or len(tokenizer))
+    known = vocabulary or len(tokenizer)
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None and i < known), 0)  # any will do: it is masked
+    encoder = _Encoder(tokenizer, encoding, context=context, vocabulary=known)
     splits: dict[str, Split] = {}
     skipped: dict[str, dict[str, int]] = {}
     left_out: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,8 @@ def load_task(
         raise UserError("columns expects records; a file says itself what is what")
     if source in BUILTINS:
         sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
-        return build(BUILTINS[str(source)], is_token=lambda text: is_one_token(tokenizer, text), seed=seed, sizes=sizes, redraws=redraws)
+        is_token = functools.cache(functools.partial(is_one_token, tokenizer))
+        return build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws)
     if not Path(source).exists():
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
     return read_task(source, seed=seed)

@@ -125,10 +125,10 @@ CAPITALS = tuple(
     France/Paris Germany/Berlin Italy/Rome Spain/Madrid Portugal/Lisbon Austria/Vienna Greece/Athens Poland/Warsaw Hungary/Budapest
     Russia/Moscow Ukraine/Kiev Sweden/Stockholm Norway/Oslo Denmark/Copenhagen Finland/Helsinki Ireland/Dublin Scotland/Edinburgh
     England/London Belgium/Brussels Netherlands/Amsterdam Switzerland/Bern Turkey/Ankara Egypt/Cairo Israel/Jerusalem Iraq/Baghdad
-    Iran/Tehran Syria/Damascus Lebanon/Beirut Afghanistan/Kabul Pakistan/Islamabad India/Delhi China/Beijing Japan/Tokyo Korea/Seoul
+    Iran/Tehran Syria/Damascus Lebanon/Beirut Afghanistan/Kabul Pakistan/Islamabad China/Beijing Japan/Tokyo Korea/Seoul
     Thailand/Bangkok Vietnam/Hanoi Indonesia/Jakarta Philippines/Manila Malaysia/Kuala Australia/Canberra Canada/Ottawa Cuba/Havana
     Peru/Lima Chile/Santiago Argentina/Buenos Venezuela/Caracas Kenya/Nairobi Ethiopia/Addis Libya/Tripoli Tunisia/Tunis Bulgaria/Sofia
-    Romania/Bucharest Serbia/Belgrade Croatia/Zagreb Czech/Prague Nepal/Kathmandu Bangladesh/Dhaka Taiwan/Taipei Jordan/Amman Ghana/Accra
+    Romania/Bucharest Serbia/Belgrade Croatia/Zagreb Nepal/Kathmandu Bangladesh/Dhaka Taiwan/Taipei Jordan/Amman Ghana/Accra
     Wales/Cardiff Ecuador/Quito Colombia/Bogota Uganda/Kampala Somalia/Mogadishu Qatar/Doha Zimbabwe/Harare Latvia/Riga Cyprus/Nicosia
     """.split()
 )
