@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import QUICK
+from command_line import QUICK, nodesieve
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
 from nodesieve.batches import Batch
@@ -275,6 +275,49 @@ def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
     assert "<code>answer_loss</code>, a loss of its own" in render([("own", own)])
     assert "loss" not in plain.description
     assert "of its own" not in render([("plain", plain)])
+
+
+def test_what_a_loss_of_ones_own_allows_is_no_kl(
+    loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return torch.stack([-row.log_softmax(-1)[list(answers)].logsumexp(0) for row, answers in zip(logits, batch.answers, strict=True)])
+
+    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    own = replace(loaded, id=str(model_directory))
+    run = ns.discover(own, task, make_config({**QUICK, "method": "sieve", "steps": 4, "kl_budget": 100, "train_size": 32}), loss=answer_loss)
+    run.save(tmp_path / "run")
+    assert "Training: answer_loss, open shares" in render([("own", run)])
+    assert nodesieve("evaluate", tmp_path / "run", "--size-curve", "--json") == 0
+    curve = json.loads(capsys.readouterr().out)["size_curve"]
+    assert all(part["compactness"] is None for part in curve.values())
+    assert nodesieve("evaluate", tmp_path / "run", "--size-curve") == 0
+    assert "smallest share within the KL budget -" in " ".join(capsys.readouterr().out.split())
+
+
+def test_records_of_another_name_are_other_data(
+    loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(first: int, **name: str) -> ns.Task:
+        prompts = [(f"Then {name} went to the", f"Then {other} went to the") for name, other in pairwise(NAMES[first : first + 21])]
+        records = [{"clean": clean, "corrupted": corrupted, "answers": " park"} for clean, corrupted in prompts]
+        return ns.load_task(records, loaded.tokenizer, **name)
+
+    own = replace(loaded, id=str(model_directory))
+    run = ns.discover(own, task(0), make_config({**QUICK, "method": "random", "keep": 0.5}))
+    assert ns.evaluate(own, task(0), run).circuit["test"]["kl"] == run.metrics["circuit"]["test"]["kl"]
+    assert ns.evaluate(own, task(30, name="others"), run).circuit["test"]["kl"] > 0
+    with pytest.raises(ns.UserError, match="expected the test examples that the run was made with in 'records'"):
+        ns.evaluate(own, task(30), run)
+    with pytest.raises(ns.UserError, match="name expects records"):
+        ns.load_task("ioi", loaded.tokenizer, name="others")
+    out = tmp_path / "[bold]run[/x]"  # no markup
+    run.save(out)
+    for command in (["evaluate", out], ["stability", out, "--seeds", 1]):
+        assert nodesieve(*command) == 2
+        assert "found on records in Python (records)" in capsys.readouterr().err
+    assert nodesieve("evaluate", out, "--task", "gendered_pronoun") == 0
+    assert "[bold]run[/x] on gendered_pronoun" in "".join(capsys.readouterr().out.splitlines())
 
 
 def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from nodesieve.compare import tables as comparison_tables
 from nodesieve.metrics import in_percent
@@ -111,7 +112,7 @@ def print_evaluation(evaluation: Evaluation, *, split: str, title: str) -> None:
 
 def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
     """One line a group of other circuits, from `nodesieve.controls.summary`."""
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=_title(title), title_justify="left", box=None)
     for heading in ("", "circuits", "KL, mean", "lowest", "highest", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for group, row in found.items():
@@ -128,20 +129,22 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
 def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
     """From `nodesieve.size_curve`: one line a size, and the areas."""
     for unit, part in curve.items():
-        table = Table(title=f"{title}: {'heads and MLPs' if unit == 'parts' else unit}", title_justify="left", box=None)
+        table = Table(title=_title(f"{title}: {'heads and MLPs' if unit == 'parts' else unit}"), title_justify="left", box=None)
         for heading in ("share", "nodes", "KL", "accuracy", "faithfulness"):
             table.add_column(heading, justify="right")
         for point in part["points"]:
             table.add_row(f"{point['share']:g}", f"{point['nodes']:,}", *(_number(point[name]) for name in ("kl", "accuracy", "faithfulness")))
         _show(table)
         Console().print(
-            f"CPR {_number(part['cpr'])}, CMD {_number(part['cmd'])}, smallest share within the KL budget {part['compactness']:g}", highlight=False
+            f"CPR {_number(part['cpr'])}, CMD {_number(part['cmd'])}, smallest share within the KL budget "
+            f"{'-' if part['compactness'] is None else format(part['compactness'], 'g')}",
+            highlight=False,
         )
 
 
 def print_agreement(found: Mapping[str, Any], *, title: str) -> None:
     """From the `stability` command: Jaccard indices by level beside chance."""
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=_title(title), title_justify="left", box=None)
     for heading in ("level", "Jaccard, mean", "lowest", "highest", "by chance"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
     for level, row in found["levels"].items():
@@ -160,7 +163,7 @@ def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
     """The first line heads the columns; the first column is names."""
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=_title(title), title_justify="left", box=None)
     for place, heading in enumerate(lines[0]):
         table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for line in lines[1:]:
@@ -184,7 +187,7 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
 
     from nodesieve.circuit import Circuit, count_parameters
 
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=_title(title), title_justify="left", box=None)
     for heading in ("level", "shape", "nodes", "parameters"):
         table.add_column(heading, justify="left" if heading in ("level", "shape") else "right")
     nodes = architecture.nodes
@@ -198,7 +201,7 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
 
 
 def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> None:
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=_title(title), title_justify="left", box=None)
     for heading in ("", "full model", "circuit", "95% interval", "all ablated"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name in columns[1]:
@@ -206,6 +209,11 @@ def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> 
         ends = intervals.get(name)
         table.add_row(name, full, circuit, "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}", ablated)
     _show(table)
+
+
+def _title(text: str) -> Text:
+    """As it is, whatever brackets are in it."""
+    return Text(text, style="table.title")
 
 
 def _number(value: Any) -> str:

@@ -32,8 +32,10 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 UNITS: dict[str, tuple[str, ...]] = {"parts": ("head", "mlp_block"), "leaves": LEAVES}
 
 
-def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", budget: float) -> dict[str, dict[str, Any]]:
+def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", budget: float | None) -> dict[str, dict[str, Any]]:
     """By unit ("parts", "leaves"): `points` (share, nodes, kl, accuracy, faithfulness, ...), `cpr`, `cmd` and `compactness`.
+
+    Compactness is None without a KL budget.
 
     The areas are None where faithfulness is not defined: for a task without distractors.
 
@@ -48,7 +50,7 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
         rows = measure_with_faithfulness(problem, circuits, split)
         total = sum(scores.nodes.count(level) for level in ranking_of(scores, unit))
         points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
-        found[unit] = {"points": points, **areas(points), "compactness": compactness(points, budget)}
+        found[unit] = {"points": points, **areas(points), "compactness": None if budget is None else compactness(points, budget)}
     return found
 
 

@@ -14,7 +14,7 @@ from nodesieve.errors import EXIT_INTERRUPTED, UserError
 from nodesieve.models import model_of
 from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
-from nodesieve.tasks.readers import read_task
+from nodesieve.tasks.readers import read_task, refuse_records
 
 
 def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:
@@ -50,6 +50,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
 
 def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
     """Raise UserError where the file of prompts that the run in `directory` was made with holds others now."""
+    refuse_records(config.task)
     if config.task not in BUILTINS and (directory / DESCRIPTION).is_file():
         refuse_other_examples(read_json(directory / DESCRIPTION), read_task(config.task, seed=config.seed_of_data))
 

@@ -65,7 +65,8 @@ def command(
     if not as_json:
         print_evaluation(evaluation, split=split, title=title)
     if with_curve:
-        shown["size_curve"] = size_curve(problem, run.scores, split=split, budget=run.config.kl_budget)
+        budget = None if "loss" in run.description else run.config.kl_budget  # else it is one of that loss
+        shown["size_curve"] = size_curve(problem, run.scores, split=split, budget=budget)
         if not as_json:
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:

@@ -24,7 +24,7 @@ def render(runs: Sequence[tuple[str, Run]]) -> str:
 def _view(name: str, run: Run) -> dict[str, Any]:
     pictures = [("Heads", head_map(run.circuit)), ("MLPs", neuron_density(run.circuit))]
     if run.history and "open" in run.history[0]:
-        pictures.append(("Training", training_curves(run.history, run.config.kl_budget)))
+        pictures.append(("Training", training_curves(run.history, run.config.kl_budget, of=run.description.get("loss", "KL, nats"))))
     return {
         "name": name,
         "metrics": run.metrics,

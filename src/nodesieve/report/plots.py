@@ -49,8 +49,8 @@ def neuron_density(circuit: Circuit) -> str:
     return _svg(figure, "Kept MLP neurons and outputs by layer")
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
-    """KL with its budget, the open share of every level, and the controller's multiplier, over the steps."""
+def training_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: str = "KL, nats") -> str:
+    """KL, or `of` what else the budget is, the open share of every level, and the controller's multiplier, over the steps."""
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6.4, 6.6), layout="constrained")
     kl_axes, open_axes, lambda_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.4, 0.8))
@@ -62,7 +62,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     seen = [(row["step"], row["validation"]["kl"]) for row in history if "validation" in row]
     kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, circuit") if seen else None
     kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
-    kl_axes.set(ylabel="KL, nats")
+    kl_axes.set(ylabel=of)
     kl_axes.set_ylim(bottom=0)
     kl_axes.legend(frameon=False, fontsize=8)
     for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
@@ -73,7 +73,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float) -> str:
     lambda_axes.set(ylabel="lambda", xlabel="step")
     for axes in (kl_axes, open_axes, lambda_axes):
         _plain(axes)
-    return _svg(figure, "Training: KL, open shares and lambda by step")
+    return _svg(figure, f"Training: {of.removesuffix(', nats')}, open shares and lambda by step")
 
 
 def size_curves(lines: Mapping[str, Sequence[tuple[float, float]]], budget: float) -> str:

@@ -12,7 +12,7 @@ from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task, build
 from nodesieve.tasks.encode import is_one_token
-from nodesieve.tasks.readers import Records, read_task, task_from_records
+from nodesieve.tasks.readers import RECORDS, Records, read_task, refuse_records, task_from_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ def load_task(
     validation_size: int = VALIDATION_SIZE,
     redraws: int = REDRAWS,
     columns: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> Task:
     """A built-in task, the task in a file, or one made of records.
 
@@ -41,19 +42,21 @@ def load_task(
         validation_size: validation examples of a built-in task; the fewer, the wider the interval that has to lie within a KL budget.
         redraws: how many further training examples, with other words of the training pools, a built-in task gives for each of them.
         columns: for records, what `clean`, `corrupted`, `answers`, `distractors` and `split` are called there, e.g. `{"clean": "prompt"}`.
+        name: of records, by default "records". Those that a circuit found on others is to be measured on need another.
 
     Raises:
         UserError: there is no such task or file, or the data cannot be used.
     """
     if not isinstance(source, str | Path):
-        return task_from_records(source, columns=columns, seed=seed)
-    if columns is not None:
-        raise UserError("columns expects records; a file says itself what is what")
+        return task_from_records(source, columns=columns, name=name or RECORDS, seed=seed)
+    if columns is not None or name is not None:
+        raise UserError(f"{'name' if columns is None else 'columns'} expects records; a file says itself what is what")
     if source in BUILTINS:
         sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
         is_token = functools.cache(functools.partial(is_one_token, tokenizer))
         return build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws)
     if not Path(source).exists():
+        refuse_records(str(source))
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
     return read_task(source, seed=seed)
 

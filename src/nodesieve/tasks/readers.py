@@ -42,6 +42,18 @@ class Reader:
     read: Callable[[str, str], Iterable[Row]]
 
 
+RECORDS = "records"  # what a task made of them comes from; a name of its own goes behind it
+
+
+def refuse_records(source: str) -> None:
+    """Raise UserError where a run was found on records in Python, which no file holds."""
+    if (source == RECORDS or source.startswith(f"{RECORDS}:")) and not Path(source).exists():
+        raise UserError(
+            f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: give others with --task "
+            "FILE, or go on in Python with the same records"
+        )
+
+
 def read_task(path: str | Path, *, seed: int) -> Task:
     """Read a file of prompts.
 
@@ -66,7 +78,7 @@ def task_from_records(
     records: Records,
     *,
     columns: Mapping[str, str] | None = None,
-    name: str = "records",
+    name: str = RECORDS,
     seed: int = 0,
 ) -> Task:
     """A task from dicts: a list of them, or a Hugging Face `datasets` dataset (or one by split: `train`, `validation`, `test`).
@@ -74,6 +86,7 @@ def task_from_records(
     Args:
         columns: which column of the data holds `clean`, `corrupted`, `answers`, `distractors` or `split`, where it is called otherwise, e.g.
             `{"clean": "prompt", "answers": "target"}`. Answers and distractors are one string (or token id) or a list of them.
+        name: of the task. Records of another name are other data, on which a circuit may be measured that was found on these.
         seed: cuts data without splits 60/20/20.
 
     Raises:
@@ -98,7 +111,7 @@ def task_from_records(
                 plain = {key: record[renamed.get(key, key)] for key in known if renamed.get(key, key) in record}
                 yield _row(plain if split is None else {**plain, "split": split}, at, line=number)
 
-    return _task(name, _limited(rows(), name), path=name, seed=seed)
+    return _task(name, _limited(rows(), name), path=name if name == RECORDS else f"{RECORDS}:{name}", seed=seed)
 
 
 def _task(name: str, rows: list[Row], *, path: str, seed: int) -> Task:
