@@ -79,7 +79,8 @@ def main() -> None:
             for name, changed in VARIANTS.items():
                 variant(runs / task, name, changed)
     before = read_json(RESULTS) if RESULTS.is_file() else {}
-    result = {"machine": machine(), **joined(before, *map(collected, options.runs))}
+    machines = dict.fromkeys([*(part for part in before.get("machine", "").split("; ") if part), machine()])
+    result = {"machine": "; ".join(machines), **joined(before, *map(collected, options.runs))}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     fill(PAGE, markdown(result))
 
