@@ -324,7 +324,7 @@ def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -
     records = [{"clean": f"Then {name} went to the {place}", "answers": " park"} for name in NAMES[:20] for place in PLACES[:2]]
     task = ns.load_task(records, loaded.tokenizer)
     for ablation in ("mean", "zero"):
-        run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "force": False}))
+        run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "force": False, "kl_budget": 0.1}))
         assert run.metrics["circuit"]["test"]["logit_diff"] is None
         assert run.metrics["circuit"]["test"]["kl"] >= 0
     with pytest.raises(ns.UserError, match="expects a corrupted prompt for every example"):
