@@ -17,14 +17,13 @@ import nodesieve as ns
 from command_line import QUICK, nodesieve
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
-from nodesieve.batches import Batch
 from nodesieve.config import MethodName, make_config
 from nodesieve.discovery import Interrupted
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
-from nodesieve.problem import Loss, make_problem
+from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 from nodesieve.tasks.base import SPLITS
@@ -241,58 +240,6 @@ def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: Loa
     circuit = ablated_circuit(left)
     torch.testing.assert_close(left.full_logits("test"), right.full_logits("test"))
     torch.testing.assert_close(left.losses([circuit], "test")[0], right.losses([circuit], "test")[0])
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (lambda logits, batch: logits[:, 0] * math.nan, "expected a loss that gives finite numbers"),
-        (lambda logits, batch: logits[:, 0].mean(), r"expected a loss that gives one number an example, shape \(\d+,\), got shape \(\)"),
-        (lambda logits, batch: logits[:, :1], r"got shape \(\d+, 1\)"),
-    ],
-)
-def test_a_loss_that_is_no_number_an_example_is_refused(loaded: LoadedModel, loss: Loss, message: str) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    with pytest.raises(ns.UserError, match=message):
-        ns.discover(loaded, task, make_config(QUICK), loss=loss)
-
-
-def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    seen = []
-
-    def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        seen.append(len(batch.answers))
-        return torch.stack([-row.log_softmax(-1)[list(answers)].logsumexp(0) for row, answers in zip(logits, batch.answers, strict=True)])
-
-    own = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100, "polish": True}), loss=answer_loss)
-    plain = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}))
-    assert seen
-    assert own.metrics["budget"]["met"]
-    assert own.history[-1]["loss"] != plain.history[-1]["loss"]
-    assert "kl" in own.metrics["circuit"]["test"]
-    assert own.description["loss"] == "answer_loss"
-    assert "<code>answer_loss</code>, a loss of its own" in render([("own", own)])
-    assert "loss" not in plain.description
-    assert "of its own" not in render([("plain", plain)])
-
-
-def test_what_a_loss_of_ones_own_allows_is_no_kl(
-    loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return torch.stack([-row.log_softmax(-1)[list(answers)].logsumexp(0) for row, answers in zip(logits, batch.answers, strict=True)])
-
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
-    own = replace(loaded, id=str(model_directory))
-    run = ns.discover(own, task, make_config({**QUICK, "method": "sieve", "steps": 4, "kl_budget": 100, "train_size": 32}), loss=answer_loss)
-    run.save(tmp_path / "run")
-    assert "Training: answer_loss, open shares" in render([("own", run)])
-    assert nodesieve("evaluate", tmp_path / "run", "--size-curve", "--json") == 0
-    curve = json.loads(capsys.readouterr().out)["size_curve"]
-    assert all(part["compactness"] is None for part in curve.values())
-    assert nodesieve("evaluate", tmp_path / "run", "--size-curve") == 0
-    assert "smallest share within the KL budget -" in " ".join(capsys.readouterr().out.split())
 
 
 def test_records_of_another_name_are_other_data(

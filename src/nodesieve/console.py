@@ -84,7 +84,7 @@ def print_summary(run: Run) -> None:
     metrics = run.metrics
     columns = [metrics[part]["test"] for part in ("full", "circuit", "ablated")]
     _metrics_table("test data", columns, metrics["intervals"]["test"])
-    table = Table(title="nodes kept", title_justify="left", box=None)
+    table = _table("nodes kept")
     for heading in ("level", "kept", "of", "share"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
     for name, part in {**metrics["nodes"], "parameters": metrics["parameters"]}.items():
@@ -112,7 +112,7 @@ def print_evaluation(evaluation: Evaluation, *, split: str, title: str) -> None:
 
 def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
     """One line a group of other circuits, from `nodesieve.controls.summary`."""
-    table = Table(title=_title(title), title_justify="left", box=None)
+    table = _table(title)
     for heading in ("", "circuits", "KL, mean", "lowest", "highest", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for group, row in found.items():
@@ -129,7 +129,7 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
 def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
     """From `nodesieve.size_curve`: one line a size, and the areas."""
     for unit, part in curve.items():
-        table = Table(title=_title(f"{title}: {'heads and MLPs' if unit == 'parts' else unit}"), title_justify="left", box=None)
+        table = _table(f"{title}: {'heads and MLPs' if unit == 'parts' else unit}")
         for heading in ("share", "nodes", "KL", "accuracy", "faithfulness"):
             table.add_column(heading, justify="right")
         for point in part["points"]:
@@ -144,7 +144,7 @@ def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> N
 
 def print_agreement(found: Mapping[str, Any], *, title: str) -> None:
     """From the `stability` command: Jaccard indices by level beside chance."""
-    table = Table(title=_title(title), title_justify="left", box=None)
+    table = _table(title)
     for heading in ("level", "Jaccard, mean", "lowest", "highest", "by chance"):
         table.add_column(heading, justify="left" if heading == "level" else "right")
     for level, row in found["levels"].items():
@@ -163,7 +163,7 @@ def print_comparison(found: Mapping[str, Any], *, title: str) -> None:
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
     """The first line heads the columns; the first column is names."""
-    table = Table(title=_title(title), title_justify="left", box=None)
+    table = _table(title)
     for place, heading in enumerate(lines[0]):
         table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for line in lines[1:]:
@@ -187,7 +187,7 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
 
     from nodesieve.circuit import Circuit, count_parameters
 
-    table = Table(title=_title(title), title_justify="left", box=None)
+    table = _table(title)
     for heading in ("level", "shape", "nodes", "parameters"):
         table.add_column(heading, justify="left" if heading in ("level", "shape") else "right")
     nodes = architecture.nodes
@@ -201,7 +201,7 @@ def print_levels(architecture: Architecture, *, title: str) -> None:
 
 
 def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> None:
-    table = Table(title=_title(title), title_justify="left", box=None)
+    table = _table(title)
     for heading in ("", "full model", "circuit", "95% interval", "all ablated"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name in columns[1]:
@@ -211,9 +211,9 @@ def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> 
     _show(table)
 
 
-def _title(text: str) -> Text:
-    """As it is, whatever brackets are in it."""
-    return Text(text, style="table.title")
+def _table(title: str) -> Table:
+    """Without lines. The title is shown as it is, whatever brackets are in it."""
+    return Table(title=Text(title, style="table.title"), title_justify="left", box=None)
 
 
 def _number(value: Any) -> str:

@@ -225,10 +225,9 @@ class _Encoder:
                     )
                 self._known[answer] = (answer,)
             else:
-                if self._encoding.chat_template:  # an assistant's turn begins without a space
-                    self._known[answer] = tuple(self._tokenizer(answer.lstrip(" "), add_special_tokens=False)["input_ids"])
-                else:
-                    self._known[answer] = tuple(going_on(self._tokenizer, answer))
+                begins = self._encoding.chat_template  # an assistant's turn, without a space
+                ids = self._tokenizer(answer.lstrip(" "), add_special_tokens=False)["input_ids"] if begins else going_on(self._tokenizer, answer)
+                self._known[answer] = tuple(ids)
                 if not self._known[answer]:
                     raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")
         return self._known[answer]
