@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from nodesieve import cli
 from nodesieve.console import ConsoleJournal
+from nodesieve.tasks.base import SPLITS
+from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 
-QUICK = {"steps": 6, "train_size": 32, "batch_size": 4, "force": True, "polish": False}
+FEW = {"train_size": 32, "validation_size": 64, "redraws": 1}  # examples of a built-in task
+QUICK = {**FEW, "steps": 6, "batch_size": 4, "force": True, "polish": False}
 
 
 def nodesieve(*arguments: object) -> int:
@@ -23,6 +29,17 @@ def nodesieve(*arguments: object) -> int:
         except SystemExit as stop:
             return int(stop.code or 0)
     return 0
+
+
+def few_prompts(directory: Path) -> Path:
+    """A task file with 13 examples in each split, for what takes long with the hundreds of a built-in task."""
+    file = directory / "few.jsonl"
+    rows = (
+        {"clean": f"{a} and {b} went", "corrupted": f"{b} and {a} went", "answers": f" {a}", "distractors": f" {b}", "split": SPLITS[i % 3]}
+        for i, (a, b) in enumerate(pairwise(NAMES[:40]))
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
 
 
 def quick_flags(**more: object) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from command_line import ctrl_c, nodesieve, quick_flags
+from command_line import ctrl_c, few_prompts, nodesieve, quick_flags
 from conftest import tiny_model
 from nodesieve.config import make_config
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
@@ -136,10 +136,9 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
 
 
 def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert (
-        nodesieve("discover", "--model", model_directory, "--out", out, "--method", "gate_gradient", "--keep", "0.3", "--quiet", *quick_flags()) == 0
-    )
+    task, out = few_prompts(tmp_path), tmp_path / "run"
+    command = ["discover", "--model", model_directory, "--task", task, "--out", out, "--method", "gate_gradient", "--keep", "0.3", "--quiet"]
+    assert nodesieve(*command, *quick_flags()) == 0
     assert nodesieve("evaluate", out, "--ablation", "zero", "--json") == 0
     zero = json.loads(capsys.readouterr().out.split("\n", 1)[1])
     assert zero["ablation"] == "zero"
@@ -152,7 +151,7 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     assert told["controls"]["random"]["count"] == told["controls"]["random_by_layer"]["count"] == 2
     assert told["controls"]["circuit"]["kl_mean"] == pytest.approx(told["circuit"]["test"]["kl"], rel=1e-5)
     (file,) = out.glob("controls-*.json")
-    assert file.name == "controls-ioi-test-counterfactual.json"
+    assert file.name == "controls-few-e82cf8e0-test-counterfactual.json"
     kept = json.loads(file.read_text())
     kept["groups"]["random"]["0"]["kl"] = 77.0
     file.write_text(json.dumps(kept))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import ctrl_c, nodesieve, quick_flags
+from command_line import ctrl_c, few_prompts, nodesieve, quick_flags
 from nodesieve.console import ConsoleJournal
 from nodesieve.run import load_run
 
@@ -44,8 +44,9 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, steps: int, stop: int, lines: int
 ) -> None:
     out = tmp_path / "run"
+    command = ["discover", "--model", model_directory, "--task", few_prompts(tmp_path), "--out", out]
     with ctrl_c(lambda step, facts: "kl" in facts and step >= stop):
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method=method, steps=steps)) == 130
+        assert nodesieve(*command, *quick_flags(method=method, steps=steps)) == 130
     assert f"--resume {out}" in capsys.readouterr().err.replace("\n", " ")
     assert not json.loads((out / "circuit.json").read_text())["complete"]
     assert nodesieve("evaluate", out) == 0
@@ -63,7 +64,8 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
 @pytest.mark.parametrize("phase", ["selecting", "polishing", "evaluating"])
 def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     out, whole, original = tmp_path / "run", tmp_path / "whole", ConsoleJournal.say
-    assert nodesieve("discover", "--model", model_directory, "--out", whole, *quick_flags(polish=True)) == 0
+    command = ["discover", "--model", model_directory, "--task", few_prompts(tmp_path), *quick_flags(polish=True, levels="head")]
+    assert nodesieve(*command, "--out", whole) == 0
 
     def say(self: ConsoleJournal, text: str) -> None:
         original(self, text)
@@ -72,7 +74,7 @@ def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Pa
 
     with monkeypatch.context() as patch:
         patch.setattr(ConsoleJournal, "say", say)
-        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(polish=True)) == 130
+        assert nodesieve(*command, "--out", out) == 130
     assert not json.loads((out / "circuit.json").read_text())["complete"]
     assert not (out / "metrics.json").exists()
     assert nodesieve("evaluate", out) == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import QUICK, nodesieve
+from command_line import FEW, QUICK, nodesieve
 from nodesieve.batches import Batch
 from nodesieve.config import make_config
 from nodesieve.models import LoadedModel
@@ -33,13 +33,13 @@ def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     ],
 )
 def test_a_loss_that_is_no_number_an_example_is_refused(loaded: LoadedModel, loss: Loss, message: str) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     with pytest.raises(ns.UserError, match=message):
         ns.discover(loaded, task, make_config(QUICK), loss=loss)
 
 
 def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     spied = create_autospec(answer_loss, side_effect=answer_loss)
     own = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100, "polish": True}), loss=spied)
     plain = ns.discover(loaded, task, make_config({**QUICK, "kl_budget": 100}))
@@ -56,7 +56,7 @@ def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
 def test_what_a_loss_of_ones_own_allows_is_no_kl(
     loaded: LoadedModel, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     own = replace(loaded, id=str(model_directory))
     run = ns.discover(own, task, make_config({**QUICK, "method": "sieve", "steps": 4, "kl_budget": 100, "train_size": 32}), loss=answer_loss)
     run.save(tmp_path / "run")

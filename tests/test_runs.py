@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import QUICK, nodesieve
+from command_line import FEW, QUICK, nodesieve
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
 from nodesieve.config import MethodName, make_config
@@ -33,7 +33,7 @@ from planted import planted_model, planted_task
 
 
 def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config(QUICK))
     run.save(tmp_path)
     again = ns.load_run(tmp_path)
@@ -50,7 +50,7 @@ def test_the_api_in_ten_lines(loaded: LoadedModel, tmp_path: Path) -> None:
 def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
     tokenizer = word_tokenizer()
     loaded = LoadedModel(id=family, revision=None, model=tiny_model(family, vocabulary=len(tokenizer)), tokenizer=tokenizer)
-    run = ns.discover(loaded, ns.load_task("gendered_pronoun", tokenizer, train_size=16), make_config({**QUICK, "steps": 2, "ablation": ablation}))
+    run = ns.discover(loaded, ns.load_task("gendered_pronoun", tokenizer, **FEW), make_config({**QUICK, "steps": 2, "ablation": ablation}))
     assert set(run.metrics["circuit"]) == {"validation", "test"}
 
 
@@ -71,7 +71,7 @@ def test_every_family_and_ablation_runs(family: str, ablation: str) -> None:
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_every_way_of_learning_runs(loaded: LoadedModel, options: dict[str, object]) -> None:
-    run = ns.discover(loaded, ns.load_task("greater_than", loaded.tokenizer, train_size=32), make_config({**QUICK, "validate_every": 2, **options}))
+    run = ns.discover(loaded, ns.load_task("greater_than", loaded.tokenizer, **FEW), make_config({**QUICK, "validate_every": 2, **options}))
     size = options.get("keep", options.get("target_size"))
     if isinstance(size, float):
         assert size / 2 < run.circuit.size <= size
@@ -107,7 +107,7 @@ def test_what_any_method_finds_is_saved_and_read_again(method: MethodName, keep:
 def test_experts_take_the_place_of_neurons(family: str, ablation: str, tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     loaded = LoadedModel(id="tiny", revision=None, model=tiny_model(family, vocabulary=len(tokenizer)), tokenizer=tokenizer)
-    task = ns.load_task("ioi", tokenizer, train_size=32)
+    task = ns.load_task("ioi", tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "keep": 0.5}))
     nodes = run.metrics["nodes"]
     dense = 1 if "mixed" in family else 0
@@ -131,13 +131,13 @@ def test_a_sharded_checkpoint_is_read(loaded: LoadedModel, tmp_path: Path) -> No
 
 
 def test_a_model_near_chance_is_refused_unless_forced(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     with pytest.raises(ns.UserError, match=r"expected a full model that does the task, got an accuracy of 0\.\d\d on 256 .*--force goes on"):
         ns.discover(loaded, task, make_config({**QUICK, "force": False}))
 
 
 def test_examples_without_distractors_do_not_hide_that_a_model_is_near_chance(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     some = {split: [replace(example, distractors=()) if i % 3 == 0 else example for i, example in enumerate(task.splits[split])] for split in SPLITS}
     with pytest.raises(ns.UserError, match="expected a full model that does the task"):
         ns.discover(loaded, replace(task, splits=some), make_config({**QUICK, "force": False}))
@@ -145,13 +145,13 @@ def test_examples_without_distractors_do_not_hide_that_a_model_is_near_chance(lo
 
 def test_a_run_says_which_model_and_task_it_was_given(loaded: LoadedModel, tmp_path: Path) -> None:
     """Whatever the options say: what is written has to find both again."""
-    task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "method": "random"}))
     run.save(tmp_path)
     again = ns.load_run(tmp_path)
     assert (again.config.model, again.config.task) == (loaded.id, "gendered_pronoun")
     assert (again.description["model"]["id"], again.description["task"]) == (loaded.id, "gendered_pronoun")
-    other = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32, seed=1)  # whose test names the run may have learned from
+    other = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW, seed=1)  # whose test names the run may have learned from
     with pytest.raises(ns.UserError, match="expected the test examples that the run was made with"):
         ns.evaluate(loaded, other, again)
 
@@ -192,18 +192,18 @@ def test_files_of_a_run_that_hold_nothing_are_refused(finished: Path, tmp_path: 
 @pytest.fixture(scope="module")
 def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config({**QUICK, "method": "random"})).save(out)
+    ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random"})).save(out)
     return out
 
 
 def test_a_tokenizer_of_another_model_is_refused(loaded: LoadedModel) -> None:
     small = replace(loaded, model=tiny_model("llama", vocabulary=20))
     with pytest.raises(ns.UserError, match="expected a tokenizer of the model's 20 tokens"):
-        ns.discover(small, ns.load_task("ioi", loaded.tokenizer, train_size=32), make_config(QUICK))
+        ns.discover(small, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config(QUICK))
 
 
 def test_a_file_of_test_examples_alone_is_measured_under_the_mean_of_the_run(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "ablation": "mean", "train_size": 32}))
     alone = replace(task, source="file.jsonl", splits={**dict.fromkeys(SPLITS, ()), "test": task.splits["test"]}, redrawn=())
     kl = ns.evaluate(loaded, alone, run).circuit["test"]["kl"]
@@ -211,7 +211,7 @@ def test_a_file_of_test_examples_alone_is_measured_under_the_mean_of_the_run(loa
 
 
 def test_the_mean_is_of_the_examples_that_the_run_had(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "ablation": "mean", "train_size": 32}))
     fewer = replace(task, splits={**task.splits, "train": task.splits["train"][1:]})
     with pytest.raises(ns.UserError, match="expected the train examples that the run was made with"):
@@ -220,7 +220,7 @@ def test_the_mean_is_of_the_examples_that_the_run_had(loaded: LoadedModel) -> No
 
 
 def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) -> None:
-    task = ns.load_task("gendered_pronoun", loaded.tokenizer, train_size=32)
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "only_correct": True, "force": False, "kl_budget": 0.01}))
     assert run.metrics["full"]["test"]["accuracy"] == run.metrics["full"]["validation"]["accuracy"] == 1
     counts = run.description["examples"]["splits"]
@@ -229,13 +229,13 @@ def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) 
 
 
 def test_low_memory_learns_the_same(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     runs = [ns.discover(loaded, task, make_config({**QUICK, "memory": memory, "polish": True})) for memory in ("default", "low")]
     assert [row["loss"] for row in runs[0].history] == pytest.approx([row["loss"] for row in runs[1].history], abs=1e-5)
 
 
 def test_padding_on_the_right_measures_what_padding_on_the_left_does(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     left, right = (make_problem(loaded, task, make_config({"force": True, "padding_side": side})) for side in ("left", "right"))
     circuit = ablated_circuit(left)
     torch.testing.assert_close(left.full_logits("test"), right.full_logits("test"))
@@ -317,7 +317,7 @@ def test_the_names_of_further_metrics_are_known_without_torch() -> None:
 
 
 def test_learning_in_another_dtype_leaves_the_model_and_its_measurements_as_they_were(loaded: LoadedModel) -> None:
-    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, train_size=32), ns.DiscoverConfig(force=True))
+    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), ns.DiscoverConfig(force=True))
     before = problem.full_logits("validation")
     learner = problem.in_dtype(torch.bfloat16)
     assert learner.model.model.dtype == torch.bfloat16
@@ -345,7 +345,7 @@ def test_gates_are_learned_in_bfloat16_where_the_machine_has_it_and_the_budget_i
     ids=["gates alone", "gates", "the last of the gates", "the first round", "the second round"],
 )
 def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Path, method: str, steps: int, stop: int, rows: int) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **{**FEW, "redraws": 6})  # none comes twice: what is remembered of a prompt is rounded
     config = make_config({**QUICK, "steps": steps, "method": method, "kl_budget": 1.0, "gates_share": 0.6})
 
     class StopAfter(RunJournal):
@@ -363,7 +363,7 @@ def test_resumed_is_the_same_as_uninterrupted(loaded: LoadedModel, tmp_path: Pat
 
 
 def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
-    task = ns.load_task("ioi", loaded.tokenizer, train_size=32)
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config(QUICK))
     run.description["examples"]["shown"][0] = "<script>alert(1)</script>"  # type: ignore[index]
     page = render([("<b>name</b>", run)])

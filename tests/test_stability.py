@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import QUICK, nodesieve, quick_flags
+from command_line import QUICK, few_prompts, nodesieve, quick_flags
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
 from nodesieve.config import make_config
@@ -77,7 +77,8 @@ def _change_weights(run: Path) -> None:
 
 def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert nodesieve("discover", "--model", model_directory, "--out", run, "--quiet", "--seed", 3, *quick_flags()) == 0
+    command = ["discover", "--model", model_directory, "--task", few_prompts(tmp_path), "--out", run, "--quiet", "--seed", 3]
+    assert nodesieve(*command, *quick_flags()) == 0
     capsys.readouterr()
     assert nodesieve("stability", run, "--seeds", 2, "--json", "--quiet") == 0
     found = json.loads(capsys.readouterr().out)
@@ -119,7 +120,7 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
 def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
-    command = ["compare", "--model", model_directory, "--task", "ioi", "--budget", 0.1, "--config", options, "--out", out]
+    command = ["compare", "--model", model_directory, "--task", few_prompts(tmp_path), "--budget", 0.1, "--config", options, "--out", out]
     assert nodesieve(*command, "--methods", "random,greedy") == 0
     text = capsys.readouterr().out
     assert "smallest circuit" in text
