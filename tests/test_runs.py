@@ -99,7 +99,9 @@ def test_what_any_method_finds_is_saved_and_read_again(method: MethodName, keep:
         assert torch.equal(again.scores.wholes[level], value)
     if keep == 1.0:
         assert run.circuit.size == 1.0
-    assert "<svg" in render([("run", again)])
+    page = render([("run", again)])
+    assert "<svg" in page
+    assert ("KL by step, at several sizes" in page) == (method == "nested")
 
 
 @pytest.mark.parametrize("ablation", ["counterfactual", "mean", "zero"])

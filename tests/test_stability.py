@@ -134,6 +134,7 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
         assert len(row["curve"]["leaves"]["points"]) == len(row["curve"]["parts"]["points"]) == 10
     page = (out / "compare.html").read_text()
     assert page.count("<svg") == 2
+    assert "· seed 0" in page
     assert not re.search(r"""(src|href)=["']?http|url\(http|@import""", page.replace('xlink:href="#', ""))
     made, curve = (out / "random-0" / "metrics.json").stat().st_mtime_ns, out / "random-0" / "size_curve.json"
     measured = json.loads(curve.read_text())

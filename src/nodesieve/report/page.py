@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nodesieve.report.plots import head_map, neuron_density, training_curves
+from nodesieve.report.plots import head_map, neuron_density, ranking_curves, training_curves
 from nodesieve.report.templates import template
 from nodesieve.run import Run
 
@@ -23,8 +23,10 @@ def render(runs: Sequence[tuple[str, Run]]) -> str:
 
 def _view(name: str, run: Run) -> dict[str, Any]:
     pictures = [("Heads", head_map(run.circuit)), ("MLPs", neuron_density(run.circuit))]
-    if run.history and "open" in run.history[0]:
-        pictures.append(("Training", training_curves(run.history, run.config.kl_budget, of=run.description.get("loss", "KL, nats"))))
+    told = run.history[0] if run.history else {}
+    curves = training_curves if "open" in told else ranking_curves if "sizes" in told else None
+    if curves is not None:
+        pictures.append(("Training", curves(run.history, run.config.kl_budget, of=run.description.get("loss", "KL, nats"))))
     return {
         "name": name,
         "metrics": run.metrics,

@@ -17,6 +17,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit
 
 INK, ACCENT, MUTED = "#1f2933", "#1668a7", "#b8c2cc"
+LOWEST = 1e-3  # nats that a log scale shows
 COLOURS = ("#1668a7", "#d9541e", "#2e8540", "#7b4ab5", "#b58900", "#c2185b", "#4a5568", "#00838f")
 
 
@@ -76,6 +77,23 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: 
     return _svg(figure, f"Training: {of.removesuffix(', nats')}, open shares and lambda by step")
 
 
+def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: str = "KL, nats") -> str:
+    """KL, or `of` what else the budget is, on training examples over the steps, of a ranking's circuits of some sizes from small to large."""
+    steps = [row["step"] for row in history]
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, share in zip(COLOURS, (0, 1 / 4, 1 / 2, 3 / 4, 1), strict=False):
+        places = [round(share * (len(row["sizes"]) - 1)) for row in history]  # a batch has one example in each of as many stretches of sizes
+        size = sum(row["sizes"][place] for row, place in zip(history, places, strict=True)) / len(history)
+        values = _smooth(steps, [row["kls"][place] for row, place in zip(history, places, strict=True)], memory=0.96)
+        axes.plot(steps, [max(value, LOWEST) for value in values], color=colour, label=f"about {100 * size:.2g}%")
+    axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
+    axes.set(yscale="log", xlabel="step", ylabel=f"{of} (smoothed)")
+    axes.legend(frameon=False, fontsize=8, title="leaves kept", loc="center left", bbox_to_anchor=(1, 0.5))
+    _plain(axes)
+    return _svg(figure, f"Training: {of.removesuffix(', nats')} by step, at several sizes")
+
+
 def size_curves(lines: Mapping[str, Sequence[tuple[float, float]]], budget: float) -> str:
     """By method, KL against the share of leaves kept, both on log scales."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
@@ -84,7 +102,7 @@ def size_curves(lines: Mapping[str, Sequence[tuple[float, float]]], budget: floa
         shares, kls = zip(*points, strict=True)
         look = ("-" if number < len(COLOURS) else "--") + "o"
         axes.plot(
-            [100 * share for share in shares], [max(kl, 1e-3) for kl in kls], look, color=COLOURS[number % len(COLOURS)], markersize=3, label=method
+            [100 * share for share in shares], [max(kl, LOWEST) for kl in kls], look, color=COLOURS[number % len(COLOURS)], markersize=3, label=method
         )
     axes.axhline(budget, color=MUTED, linestyle=":", label="budget")
     axes.set(xscale="log", yscale="log", xlabel="leaves kept, %", ylabel="KL, nats")
