@@ -1,4 +1,4 @@
-"""Ctrl-C: what it leaves of a run, by when it comes."""
+"""Ctrl-C and SIGTERM: what they leave of a run, by when they come."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from nodesieve.console import ConsoleJournal
 from nodesieve.run import load_run
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("error", ["ImportError('half of it')", "UserError('could not load')", "KeyboardInterrupt"])
-def test_ctrl_c_in_the_middle_of_an_import_is_no_error_of_its_own(error: str) -> None:
+def test_ctrl_c_in_the_middle_of_an_import_is_no_error_of_its_own(error: str, number: str) -> None:
     program = f"""
 import signal
 from nodesieve import __main__, cli
@@ -24,7 +25,7 @@ from nodesieve.errors import UserError
 
 def importing(**options):
     try:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.{number})
     except KeyboardInterrupt:
         raise {error} from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -181,15 +180,11 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> 
     command = [sys.executable, "-m", "nodesieve", "compare", "--model", str(model_directory), "--methods", "nested", "--out", str(out)]
     command += ["--config", str(options)]
 
-    def heed_interrupts() -> None:
-        """Even where the tests run in the background of a shell, which has its children ignore them."""
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (out / "nested-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
+        process.terminate()  # it alone: the run is told by it
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert b"the same command goes on" in said

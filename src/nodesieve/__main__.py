@@ -1,10 +1,10 @@
-"""`nodesieve` and `python -m nodesieve`: the command line, which Ctrl-C ends in one line from its first import on."""
+"""`nodesieve` and `python -m nodesieve`: the command line, which Ctrl-C (and SIGTERM) ends in one line from its first import on."""
 
 from __future__ import annotations
 
 import signal
 
-from nodesieve.errors import end_stopped
+from nodesieve.errors import STOPS, end_stopped
 
 
 def main() -> None:
@@ -15,8 +15,9 @@ def main() -> None:
         stopped.append(signum)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background of a shell
-        signal.signal(signal.SIGINT, stop)
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGINT is in the background of a shell
+            signal.signal(number, stop)
     try:
         from nodesieve.cli import main as command_line
     except BaseException:

@@ -1,13 +1,15 @@
-"""The one exception that users meet, a warning, and how a command ends that was stopped.
+"""The one exception that users meet, a warning, and how a command is stopped and ends then.
 
 A `UserError` says what was expected, what came, and what to do, in one line. The command line prints it without a traceback
 and exits with code `EXIT_BAD_INPUT`; from Python it is an ordinary `ValueError`.
 """
 
+import signal
 import sys
 from typing import NoReturn
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send before they end a job
 
 
 class UserError(ValueError):

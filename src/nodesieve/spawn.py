@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
-from nodesieve.errors import EXIT_INTERRUPTED, UserError
+from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.models import model_of
 from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
@@ -38,7 +38,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         flags += ["--config", str(directory / CONFIG), "--out", str(directory), "--overwrite"]
     flags += ["--trust-remote-code"] if trust_remote_code else []
     code = _call(["discover", *flags])
-    if code in (EXIT_INTERRUPTED, -signal.SIGINT):  # the latter where it was about to end, and may be finished
+    if code in (EXIT_INTERRUPTED, *(-number for number in STOPS)):  # the latter where it was about to begin or to end, and may be finished
         raise KeyboardInterrupt
     if code:
         if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
@@ -76,13 +76,13 @@ def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, 
 
 
 def _call(arguments: list[str]) -> int:
-    """`nodesieve` in another process -> its exit code. Each Ctrl-C here is one there, after which it is given the time to save its state."""
+    """`nodesieve` in another process -> its exit code. Each Ctrl-C or SIGTERM here stops that one, which is given the time to save its state."""
     process = subprocess.Popen([sys.executable, "-m", "nodesieve", *arguments], stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # heeded in the background of a shell, too
 
 
 def _refuse_others(directory: Path, config: DiscoverConfig) -> None:

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Each command is a file of that name. Heavy imports happen inside the commands, so that --help is quick.
 
-Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl-C with the run resumable.
+Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl-C or SIGTERM with the run resumable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(stopped: Sequence[int] = ()) -> None:
     """Run the command that `sys.argv` holds.
 
     Args:
-        stopped: signals that have come; holds some where Ctrl-C came in the middle of an import, which may then fail in any way.
+        stopped: signals that have come; holds some where one came in the middle of an import, which may then fail in any way.
     """
     try:
         with _plain_warnings():

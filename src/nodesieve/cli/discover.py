@@ -16,7 +16,7 @@ import click
 
 from nodesieve.cli.common import trust_remote_code_option
 from nodesieve.config import DiscoverConfig, choices, default_of, make_config, method_for
-from nodesieve.errors import EXIT_INTERRUPTED, UserError
+from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.levels import LEVELS
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _set_aside(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_on_interrupt(journal: Any) -> Iterator[None]:
-    """While scoring, the first Ctrl-C asks the run to stop after its step; a second one, or one later on, stops at once."""
+    """While scoring, the first Ctrl-C or SIGTERM asks the run to stop after its step; a second one, or one later on, stops at once."""
 
     def stop(signum: int, frame: object) -> None:
         if journal.stopping or journal.phase != "scoring":
@@ -194,8 +194,9 @@ def _stop_on_interrupt(journal: Any) -> Iterator[None]:
         journal.stopping = True
         print("stopping after this step", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
