@@ -82,7 +82,9 @@ def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: s
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for colour, share in zip(COLOURS, (0, 1 / 4, 1 / 2, 3 / 4, 1), strict=False):
+    count = min(5, len(history[0]["sizes"]))
+    for colour, number in zip(COLOURS, range(count), strict=False):
+        share = number / max(count - 1, 1)
         places = [round(share * (len(row["sizes"]) - 1)) for row in history]  # a batch has one example in each of as many stretches of sizes
         size = sum(row["sizes"][place] for row, place in zip(history, places, strict=True)) / len(history)
         values = _smooth(steps, [row["kls"][place] for row, place in zip(history, places, strict=True)], memory=0.96)
