@@ -31,11 +31,11 @@ def nodesieve(*arguments: object) -> int:
     return 0
 
 
-def few_prompts(directory: Path) -> Path:
-    """A task file with 13 examples in each split, for what takes long with the hundreds of a built-in task."""
+def few_prompts(directory: Path, *, corrupted: str = "{b} and {a} went") -> Path:
+    """A task file with 13 examples in each split, of names a and b, for what takes long with the hundreds of a built-in task."""
     file = directory / "few.jsonl"
     rows = (
-        {"clean": f"{a} and {b} went", "corrupted": f"{b} and {a} went", "answers": f" {a}", "distractors": f" {b}", "split": SPLITS[i % 3]}
+        {"clean": f"{a} and {b} went", "corrupted": corrupted.format(a=a, b=b), "answers": f" {a}", "distractors": f" {b}", "split": SPLITS[i % 3]}
         for i, (a, b) in enumerate(pairwise(NAMES[:40]))
     )
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -21,11 +21,7 @@ from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 
 
 def test_prompts_whose_corrupted_ones_say_the_same_are_refused(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "same.jsonl"
-    prompts = [
-        {"clean": f"{a} and {b} went", "corrupted": f"{a} and {b} went", "answers": f" {a}", "distractors": f" {b}"} for a, b in pairwise(NAMES[:40])
-    ]
-    file.write_text("".join(json.dumps({**row, "split": ("train", "validation", "test")[i % 3]}) + "\n" for i, row in enumerate(prompts)), "utf-8")
+    file = few_prompts(tmp_path, corrupted="{a} and {b} went")
     command = ["discover", "--model", model_directory, "--task", file, "--out", tmp_path / "run", "--only-correct"]
     assert nodesieve(*command, *quick_flags(steps=1, force=False)) == 2
     assert "closing every node costs more than the KL budget of 0.25, got" in capsys.readouterr().err

@@ -174,17 +174,22 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "planned").exists()  # not even the first was begun
 
 
-def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path, number: signal.Signals) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in {**QUICK, "steps": 3000}.items()))
     command = [sys.executable, "-m", "nodesieve", "compare", "--model", str(model_directory), "--methods", "nested", "--out", str(out)]
     command += ["--config", str(options)]
 
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    def heed_interrupts() -> None:
+        """Even where the tests run in the background of a shell, which has its children ignore them."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts) as process:
         deadline = time.monotonic() + 120
         while not (out / "nested-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
-        process.terminate()  # it alone: the run is told by it
+        process.send_signal(number)  # to it alone: the run is told by it
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert b"the same command goes on" in said

@@ -10,7 +10,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "tracr"))
 from recover import BUDGET, auroc, recovered
-from tracr_models import PROGRAMS, load_program, truth
+from tracr_models import AT_ONCE, PROGRAMS, load_program, truth
 
 from nodesieve.circuit import Circuit
 from nodesieve.tasks.base import SPLITS
@@ -46,7 +46,7 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
         assert float(kl.mean()) < BUDGET
     whole = Circuit.whole(problem.nodes)
     for level in ("head_dim", "mlp_neuron", "mlp_output"):
-        for some in needed[level].nonzero().split(32):
+        for some in needed[level].nonzero().split(AT_ONCE):
             without = [whole.without({level: index.unsqueeze(0)}) for index in some]
             for of_each in zip(*(problem.losses(without, split) for split in SPLITS), strict=True):
                 assert torch.cat(of_each).mean() > 2 * BUDGET

@@ -36,7 +36,6 @@ from nodesieve.tasks.encode import encode
 HERE = Path(__file__).parent
 CATEGORICAL, NUMERICAL = 10.0, 100.0
 MOVED = 1e-3  # nats
-EXAMPLES = 240  # of all splits together
 AT_ONCE = 32
 NEVER = -1000.0  # the logit of a word that is no answer
 
@@ -72,7 +71,7 @@ class Program:
     def problem(self, ablation: str) -> Problem:
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         encoded = encode(self.task, tokenizer, aligned=True, device=torch.device("cpu"), vocabulary=model.config.vocab_size)
-        return Problem(GatedModel(model, locate(model, FAMILY)), encoded, ablation=ablation, batch_size=EXAMPLES // 3)
+        return Problem(GatedModel(model, locate(model, FAMILY)), encoded, ablation=ablation, batch_size=len(self.task.splits["test"]))
 
 
 def load_program(name: str, *, seed: int = 0) -> Program:
@@ -98,7 +97,7 @@ def _task(name: str, about: dict[str, Any], *, seed: int) -> Task:
         rng.shuffle(prompts)
     order = [prompt for row in itertools.zip_longest(*by_answer.values()) for prompt in row if prompt is not None]
     examples = []
-    for words in order[:EXAMPLES]:
+    for words in order[:240]:
         other = rng.choice([answer for answer in by_answer if answer != says(words)])
         texts = (" ".join([about["bos"], *prompt]) for prompt in (words, rng.choice(by_answer[other])))
         examples.append(Example(clean=next(texts), corrupted=next(texts), answers=(f"={says(words)}",), distractors=(f"={other}",)))

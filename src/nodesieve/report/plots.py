@@ -83,12 +83,12 @@ def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: s
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
     count = min(5, len(history[0]["sizes"]))
-    for colour, number in zip(COLOURS, range(count), strict=False):
+    for number in range(count):
         share = number / max(count - 1, 1)
         places = [round(share * (len(row["sizes"]) - 1)) for row in history]  # a batch has one example in each of as many stretches of sizes
-        size = sum(row["sizes"][place] for row, place in zip(history, places, strict=True)) / len(history)
-        values = _smooth(steps, [row["kls"][place] for row, place in zip(history, places, strict=True)], memory=0.96)
-        axes.plot(steps, [max(value, LOWEST) for value in values], color=colour, label=f"about {100 * size:.2g}%")
+        sizes, kls = ([row[name][place] for row, place in zip(history, places, strict=True)] for name in ("sizes", "kls"))
+        label = f"about {100 * sum(sizes) / len(sizes):.2g}%"
+        axes.plot(steps, [max(kl, LOWEST) for kl in _smooth(steps, kls, memory=0.96)], color=COLOURS[number], label=label)
     axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
     axes.set(yscale="log", xlabel="step", ylabel=f"{of} (smoothed)")
     axes.legend(frameon=False, fontsize=8, title="leaves kept", loc="center left", bbox_to_anchor=(1, 0.5))
