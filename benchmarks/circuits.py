@@ -1,8 +1,8 @@
 """Circuits of SmolLM2-135M with default settings: the table in docs/results.md.
 
 Runs `nodesieve discover` for each task and seed into --runs (finished runs are kept, unfinished ones resumed), measures the IOI circuits on
-prompts of other templates and words (data/ioi_other_words.jsonl), and writes results/circuits.json and results/circuits.md with the machine
-and the versions, and each run's training curves to docs/curves. Flags after `--` go to `nodesieve discover`.
+prompts of other templates and words (data/ioi_other_words.jsonl, data/ioi_unseen_names.jsonl), and writes results/circuits.json and
+results/circuits.md with the machine and the versions, and each run's training curves to docs/curves. Flags after `--` go to `nodesieve discover`.
 
     python benchmarks/circuits.py                      # everything: some two and a half hours on 2 cores
     python benchmarks/circuits.py --only ioi:0         # one run; rows of the results file that are not in --runs stay
@@ -38,6 +38,7 @@ PLAN = (
 )
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
+OTHERS = ("other_words", "unseen_names")  # IOI prompts that no run has seen: data/ioi_*.jsonl
 
 
 def main() -> None:
@@ -95,9 +96,10 @@ def discover(name: str, *, runs: Path, flags: list[str], at_once: int) -> None:
         flags = ["--resume", str(out)] if has_state(out) else ["--task", task, "--seed", seed, "--out", str(out), "--overwrite", *own, *flags]
         call("discover", *flags, threads=threads)
         (out / "machine.txt").write_text(machine(threads), "utf-8")
-    if task == "ioi" and not (out / "other_words.json").is_file():
-        measured = call("evaluate", out, "--task", HERE / "data" / "ioi_other_words.jsonl", "--json", threads=threads, capture=True)
-        (out / "other_words.json").write_text(measured, "utf-8")
+    for other in OTHERS if task == "ioi" else ():
+        if not (out / f"{other}.json").is_file():
+            measured = call("evaluate", out, "--task", HERE / "data" / f"ioi_{other}.jsonl", "--json", threads=threads, capture=True)
+            (out / f"{other}.json").write_text(measured, "utf-8")
 
 
 def call(*arguments: Any, threads: int, capture: bool = False) -> str:
@@ -121,8 +123,9 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "versions": circuit["versions"],
         "examples": circuit["examples"]["splits"],
     }
-    if (out / "other_words.json").is_file():
-        found["other_words"] = json.loads((out / "other_words.json").read_text("utf-8"))["circuit"]["test"]
+    for other in OTHERS:
+        if (out / f"{other}.json").is_file():
+            found[other] = json.loads((out / f"{other}.json").read_text("utf-8"))["circuit"]["test"]
     return found
 
 
@@ -140,7 +143,7 @@ def markdown(result: dict[str, Any]) -> str:
         "unpolished",
         "validation KL (upper)",
         "test KL",
-        "KL, other words",
+        *(f"KL, {other.replace('_', ' ')}" for other in OTHERS),
         "main metric",
         "of full",
         "same top token",
@@ -154,7 +157,6 @@ def markdown(result: dict[str, Any]) -> str:
     for entry in result["runs"]:
         metrics, name = entry["metrics"], MAIN_METRIC[entry["task"]]
         own, full = metrics["circuit"]["test"], metrics["full"]["test"]
-        other = entry.get("other_words")
         cells = [
             entry["task"],
             entry["seed"],
@@ -165,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
             in_percent(metrics["unpolished"]["size"]) if "unpolished" in metrics else "-",
             validation(metrics),
             f"{own['kl']:.3f}",
-            f"{other['kl']:.3f}" if other else "",
+            *(f"{entry[other]['kl']:.3f}" if other in entry else "" for other in OTHERS),
             f"{name} {own[name]:.3f}",
             f"{100 * own[name] / full[name]:.0f}%",
             f"{100 * own['exact_match']:.0f}%",

@@ -16,6 +16,7 @@ from conftest import tiny_model
 from nodesieve import gated_model, in_one
 from nodesieve.gated_model import GatedModel
 from nodesieve.gating import Gating
+from nodesieve.tasks import ioi, words
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
@@ -27,6 +28,7 @@ import recover  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
+from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noqa: E402
 
 PAGES = [
     (circuits, "circuits", DOCS / "results.md"),
@@ -47,6 +49,16 @@ def test_pages_show_what_was_measured(script: Any, results: str, page: Path) -> 
 
 def test_the_budget_stands_in_the_page() -> None:
     assert (BENCHMARKS / "results" / "budget.md").read_text("utf-8").strip() in (DOCS / "cost.md").read_text("utf-8")
+
+
+def test_no_unseen_name_is_in_the_task() -> None:
+    """Nor any place, object or template of those prompts."""
+    assert not {*UNSEEN} & {*words.FEMALE_NAMES, *words.MALE_NAMES, *words.FURTHER_NAMES}
+    assert not {*PLACES, *OBJECTS} & {*words.PLACES, *words.OBJECTS}
+    assert not {*TEMPLATES} & {*ioi.TEMPLATES}
+    rows = [json.loads(line) for line in (BENCHMARKS / "data" / "ioi_unseen_names.jsonl").read_text("utf-8").splitlines()]
+    assert {answer.strip() for row in rows for answer in (*row["answers"], *row["distractors"])} <= {*UNSEEN}
+    assert rows == examples(UNSEEN, "ioi/unseen names")
 
 
 @pytest.mark.parametrize("mode", step.MODES)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from command_line import ctrl_c, few_prompts, nodesieve, quick_flags
 from conftest import tiny_model
 from nodesieve.config import make_config
+from nodesieve.console import ConsoleJournal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.run import load_run
@@ -60,6 +61,18 @@ def test_a_refused_run_leaves_nothing_that_looks_like_one(model_directory: Path,
         assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(force=False)) == 2
         assert "expected a full model that does the task" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_lines_of_progress_tell_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with ConsoleJournal(tmp_path, quiet=False) as journal:
+        journal._bar.get_time = lambda: now
+        for step in range(0, 201, 10):
+            journal.progress(step, 200, kl=0.5)
+            now += 31.0
+    lines = capsys.readouterr().err.splitlines()
+    assert "100/200 5:10 left KL 0.50" in lines
+    assert lines[-1] == "200/200 KL 0.50"
 
 
 @pytest.mark.parametrize(("method", "kind", "steps"), [("sieve", "score", [6]), ("multigranular", "log_alpha", [1, 2, 3, 4, 5, 6])])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from nodesieve import controls
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
+from nodesieve.console import print_controls
 from nodesieve.controls import complement, partly_ablated, random_circuit, run_controls, summary
 from nodesieve.evaluation import _intervals, evaluate_circuit
 from nodesieve.journal import Journal
@@ -103,11 +106,41 @@ def test_a_planted_circuit_stands_up_to_every_control(planted: tuple[Problem, Ci
     assert all(told[f"partial_{p}"]["kl_max"] < 0.01 for p in (0.5, 0.75, 0.9))
     assert told["opened"]["count"] == len(controls.OPENED)
     assert told["opened"]["added_by_dearest"] < 0.01
-    assert told["minimality"]["added_by_cheapest"] > 0.1
+    assert min(told["minimality"]["added"].values()) > 0.1
     assert told["minimality"]["free"] == 0
     head = f"head.{'.'.join(map(str, sorted(PLANTED['head'])[0]))}"
     (kl,) = problem.losses([circuit.without({"head": torch.tensor(sorted(PLANTED["head"])[:1])})], "test")
     assert found["minimality"][head]["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
+
+
+def test_what_is_measured_unless_asked_otherwise(planted: tuple[Problem, Circuit, Scores]) -> None:
+    _, circuit, scores = planted
+    counts = Counter(control.group for control in controls.controls(circuit, scores))
+    assert counts["random"] == counts["random_by_layer"] == 100
+    assert counts["partial_0.5"] == counts["partial_0.75"] == counts["partial_0.9"] == 32
+
+
+def test_a_summary_worked_out_by_hand() -> None:
+    kls = {"random": [0.1, 0.2, 0.3, 0.4], "random_by_layer": [0.3, 0.4, 0.5], "minimality": [0.25, 0.19, 0.6]}
+    found = {group: {f"{group}.{i}": {"kl": kl} for i, kl in enumerate(values)} for group, values in kls.items()}
+    told = summary({"circuit": {"circuit": {"kl": 0.2}}, **found})
+    assert told["random"]["hits"] == 2  # as low counts
+    assert told["random"]["p"] == pytest.approx(3 / 5)
+    assert told["random_by_layer"]["p"] == pytest.approx(1 / 4)
+    assert told["random"]["kl_mean"] == pytest.approx(0.25)
+    assert told["minimality"]["free"] == 1
+    assert list(told["minimality"]["added"]) == ["minimality.1", "minimality.0", "minimality.2"]
+    assert list(told["minimality"]["added"].values()) == pytest.approx([-0.01, 0.05, 0.4])
+
+
+def test_what_parts_cost_is_shown_from_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {f"head.0.{i}": i / 1000 for i in range(40)}
+    print_controls({"minimality": {"count": 40, "kl_mean": 0.2, "kl_min": 0.2, "kl_max": 0.2, "free": 1, "added": costs}}, title="others")
+    shown = capsys.readouterr().out
+    assert "head.0.7 " in shown
+    assert "... 24 others" in shown
+    assert "+0.0390" in shown
+    assert "head.0.8 " not in shown
 
 
 def test_stopped_controls_go_on_where_they_were(planted: tuple[Problem, Circuit, Scores]) -> None:
@@ -158,6 +191,15 @@ def test_intervals_shrink_with_more_examples() -> None:
         assert 0 < low < float(spread.mean()) < high
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0] / 4, rel=0.3)  # the square root of 16 times as many
+
+
+def test_intervals_are_of_95_percent() -> None:
+    spread = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, high = _intervals({"logit_diff": spread}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}, prompts=range(400))["kl"] or (
+        0.0,
+        0.0,
+    )
+    assert high - low == pytest.approx(2 * 1.96 * float(spread.std()) / 20, rel=0.08)
 
 
 def test_intervals_take_prompts_for_independent_and_not_the_tokens_of_their_answers() -> None:

@@ -36,6 +36,18 @@ def test_weight_magnitude_is_the_norm_of_what_a_node_writes_with() -> None:
             torch.testing.assert_close(scores["mlp_neuron"][1, neuron], written.detach().norm(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["weight_magnitude", "activation_difference"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_heads_and_mlps_as_wholes_are_worth_what_is_in_them(method: str, name: str) -> None:
+    problem = make_problem(name)
+    scores = METHODS[method](problem, make_config({"method": method}), Journal())
+    assert scores.wholes is not None
+    inside = {"head": scores.values["head_dim"].sum(-1), "mlp_block": scores.values["mlp_neuron"].sum(-1) + scores.values["expert"].sum(-1)}
+    for level, expected in inside.items():
+        torch.testing.assert_close(scores.wholes[level], expected)
+        assert (expected > 0).all()
+
+
 def test_nothing_differs_where_prompts_are_the_same() -> None:
     problem = make_problem(same=7)
     scores = METHODS["activation_difference"](problem, make_config({}), Journal()).values

@@ -243,9 +243,10 @@ def test_near_the_budget_all_of_the_split_settles_what_is_in_doubt(
 
 def test_rounds_are_planned_for_the_time_there_is(problem: Problem) -> None:
     run = _Sieve(problem, config(max_minutes=10.0, polish=True))
-    assert run._planned() == 12  # nothing is known of how long a round takes
+    assert run.planned() == 12  # nothing is known of how long a round takes
     run.round, run.seconds, run.lasted = 2, 110.0, 100.0
-    assert run._planned() == 2 + 5  # (0.85 x 600 - 110) s, at 75 s a round
+    assert run.planned() == 2 + 5  # (0.85 x 600 - 110) s, at 75 s a round
+    assert run.last_step == 7 * run.batches < run.config.steps  # what time left is told by
     assert not run.done()
     run.seconds = 420.0
     assert run.done()

@@ -54,6 +54,10 @@ def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
         masks = torch.stack([circuit.masks[level] for circuit in circuits])
         assert torch.equal(everything.masks[level], masks.any(0))
         assert bool((~nothing_missing.masks[level] | masks.all(0)).all())
+    most = consensus(circuits, at_least=2)
+    votes = torch.stack([circuit.masks["head_dim"] for circuit in circuits]).sum(0)
+    assert bool((~most.masks["head_dim"] | (votes >= 2)).all())
+    assert nothing_missing.kept("head_dim") < most.kept("head_dim") < everything.kept("head_dim")
     assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from nodesieve.evaluation import Evaluation, Intervals, Metrics
     from nodesieve.run import Run
 
+ENDS = 8  # parts shown from each end of a list by cost
+SPEED_OVER = 300  # seconds of progress that time left goes by: a step may take half a minute
 SHOWN_LEVELS = {"head": "heads", "head_dim": "dims", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "outputs"}
 
 
@@ -38,7 +41,8 @@ class ConsoleJournal(RunJournal):
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
             TextColumn("{task.description} {task.fields[facts]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         ]
-        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
+        hidden = quiet or not self._console.is_terminal
+        self._bar = Progress(*columns, console=self._console, disable=hidden, speed_estimate_period=SPEED_OVER)
         self._task = self._bar.add_task("loading", total=None, facts="")
         self._kl: float | None = None
         self._step = 0
@@ -74,8 +78,14 @@ class ConsoleJournal(RunJournal):
         every = max(self.LINE_EVERY, total // self.LINES)
         new_line = step // every != self._step // every or step == total
         if not self._quiet and not self._console.is_terminal and new_line:
-            self._console.print(f"{step}/{total} {text}".rstrip(), highlight=False)
+            left = self._bar.tasks[0].time_remaining
+            self._console.print(" ".join([f"{step}/{total}", *([f"{in_minutes(left)} left"] if left else []), text]).rstrip(), highlight=False)
         self._step = step
+
+
+def in_minutes(seconds: float) -> str:
+    """As the progress bar writes it: 125 -> "2:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def print_summary(run: Run) -> None:
@@ -119,10 +129,22 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         remark = f"p = {row['p']:.3f}" if "p" in row else ""
         if "dearest" in row:
             remark = f"dearest: {row['dearest']} ({row['added_by_dearest']:+.4f})"
-        if "cheapest" in row:
-            remark = f"{row['free']} cost nothing; cheapest: {row['cheapest']} ({row['added_by_cheapest']:+.4f})"
+        if "free" in row:
+            remark = f"{row['free']} cost nothing"
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
+    _show(table)
+    _costs_table([cost for row in found.values() for cost in row.get("added", {}).items()])
+
+
+def _costs_table(costs: Sequence[tuple[str, float]]) -> None:
+    """What each part costs when it is closed alone, from the cheapest to the dearest; the middle of a long list is left to `--json`."""
+    table = _table("closed alone, added to the KL")
+    for heading in ("part", "KL"):
+        table.add_column(heading, justify="right" if heading == "KL" else "left")
+    shown = costs if len(costs) <= 2 * ENDS else [*costs[:ENDS], (f"... {len(costs) - 2 * ENDS} others", math.nan), *costs[-ENDS:]]
+    for name, added in shown:
+        table.add_row(name, "" if math.isnan(added) else f"{added:+.4f}")
     _show(table)
 
 

@@ -161,8 +161,8 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
 
 
 def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By group: how many, mean, lowest and highest KL; p where circuits are random; what is dearest to open where each kind is opened alone, and the
-    cheapest part to close where each is closed alone."""
+    """By group: how many, mean, lowest and highest KL; p where circuits are random; what is dearest to open where each kind is opened alone, and what
+    each part adds to the KL where it is closed alone, cheapest first."""
     own = found["circuit"]["circuit"]["kl"]
     result: dict[str, dict[str, Any]] = {}
     for group, rows in found.items():
@@ -176,11 +176,8 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             dearest = max(kls, key=kls.__getitem__)
             result[group] |= {"dearest": dearest, "added_by_dearest": kls[dearest] - own}
         if group == "minimality":
-            result[group] |= {
-                "cheapest": min(kls, key=kls.__getitem__),
-                "added_by_cheapest": min(values) - own,
-                "free": sum(kl <= own for kl in values),
-            }
+            added = {name: kls[name] - own for name in sorted(kls, key=kls.__getitem__)}
+            result[group] |= {"added": added, "free": sum(kl <= own for kl in values)}
     return result
 
 

@@ -84,12 +84,13 @@ class Run:
         kind = "log_alpha" if self.scores.learned else "score"
         nodes = self.circuit.nodes
         tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}
-        tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in self.scores.levels if level in nodes.levels}
+        levels = [level for level in nodes.levels if level in self.scores.levels]
+        tensors |= {f"{kind}.{level}": self.scores.values[level].float() for level in levels}
         tensors |= {f"whole.{level}": value.float() for level, value in (self.scores.wholes or {}).items()}
         with replacing(out / CIRCUIT) as scratch:
             own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # a method may give one tensor two meanings
             save_file(own, scratch, metadata={"format": "pt"})
-        write_json(out / DESCRIPTION, {**self.description, "thresholds": dict.fromkeys(self.scores.levels, self.threshold)})
+        write_json(out / DESCRIPTION, {**self.description, "levels": levels, "thresholds": dict.fromkeys(levels, self.threshold)})
         write_json(out / METRICS, self.metrics)
         write_config(out, self.config)
         write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
@@ -149,7 +150,7 @@ def load_run(directory: str | Path) -> Run:
         ),
         threshold=next(iter(thresholds.values())),
         metrics=metrics,
-        description={key: value for key, value in description.items() if key != "thresholds"},
+        description={key: value for key, value in description.items() if key not in ("levels", "thresholds")},
         history=_history_of(out),
     )
 
@@ -200,14 +201,13 @@ def describe(
     loss: object | None = None,
     complete: bool,
 ) -> dict[str, Any]:
-    """The content of `circuit.json`, less the thresholds."""
+    """The content of `circuit.json`, less what is known of the scores."""
     return {
         "format_version": FORMAT_VERSION,
         "complete": complete,
         "model": {"id": config.model, "revision": revision, "fingerprint": fingerprint},
         "method": config.method,
         "ablation": config.ablation,
-        "levels": [level for level in config.levels if level in circuit.nodes.levels],
         "task": config.task,
         "seed": config.seed,
         "counts": counted(circuit),

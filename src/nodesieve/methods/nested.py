@@ -1,4 +1,4 @@
-"""A ranking that holds at every size, from one run: circuits of any size are cut from it without learning anew.
+"""A ranking that holds at every size down to `SMALLEST`, from one run: circuits are cut from it without learning anew.
 
 Each node has one number. A leaf's rank goes by its own number plus those of its head (or none), its block and its layer, so that blocks and heads
 rise and fall as wholes. Each example of a batch draws a size, and the leaves that stand highest up to that size are opened, softly at the edge:
@@ -54,9 +54,11 @@ def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         sampled, sizes = ranking.sample(len(batch.answers))
         logits = learner.model.gated_logits(batch.clean, sampled, cache.values(batch), recompute=config.memory == "low")
         kl = problem.objective(cache.answers(batch), logits, batch)
-        ranking.descend(kl.log1p().mean())
+        loss = kl.log1p().mean()
+        ranking.descend(loss)
         ranking.seconds = time.monotonic() - began
-        journal.log({"step": ranking.step, "seconds": ranking.seconds, "kl": kl.mean().item(), **_by_size(kl.detach(), sizes)})
+        row = {"step": ranking.step, "loss": loss.item(), "kl": kl.mean().item(), "penalty": {}, "open": ranking.shares(sampled), "lambda": 0.0}
+        journal.log({**row, "seconds": ranking.seconds, **_by_size(kl.detach(), sizes)})
         journal.progress(ranking.step, config.steps, kl=kl.mean().item())
         if journal.stopping or ranking.step % SAVE_EVERY == 0:
             journal.save(ranking.state())
@@ -122,6 +124,10 @@ class _Ranking:
         z = gates.straight_through(drawn, distance).split([standing[leaf].numel() for leaf in self.leaves], -1)  # type: ignore[no-untyped-call]
         sampled = {level: torch.ones(batch, *self.nodes.shape(level), device=self.device) for level in LEVELS}
         return sampled | {leaf: own.reshape(batch, *self.nodes.shape(leaf)) for leaf, own in zip(self.leaves, z, strict=True)}, sizes
+
+    def shares(self, sampled: LevelTensors) -> dict[str, float]:
+        """Of the gates of each ranked level of leaves, how many are open."""
+        return {level: float((sampled[level] > 0).flatten(1)[:, self.nodes.present(level).flatten()].float().mean()) for level in self.leaves}
 
     def descend(self, loss: Tensor) -> None:
         rate = falling(self.step / self.config.steps, self.config.learning_rate_final)

@@ -6,10 +6,13 @@
 - `activation_difference`: how far clean and corrupted prompts differ there, mean |x - a| over training examples and tokens, times that norm (an MLP
   output is in the stream already).
 
-Nodes without children are scored; what lies above them gets the highest score among its descendants.
+Nodes without children are scored; what lies above them gets the highest score among its descendants. As wholes, heads and MLP blocks are scored by
+the sum over their leaves, or drawn a number too.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +32,8 @@ EXAMPLES = 512
 def random(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     generator = torch.Generator().manual_seed(config.seed)
     values = {level: torch.rand(problem.nodes.shape(level), generator=generator) for level in LEVELS}
-    return _scores(problem, config, {level: x if level in CHILDLESS else torch.zeros_like(x) for level, x in values.items()})
+    drawn = _scores(problem, config, {level: x if level in CHILDLESS else torch.zeros_like(x) for level, x in values.items()})
+    return replace(drawn, wholes={level: values[level] for level in ("head", "mlp_block")})
 
 
 def weight_magnitude(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
@@ -90,4 +94,5 @@ def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> S
     absent = {level: ~problem.nodes.present(level) for level in LEVELS}
     seen = measured(config.levels, problem.nodes.levels)
     values = {level: value.masked_fill(absent[level], 0.0) if level in seen else torch.zeros_like(value) for level, value in values.items()}
-    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels)
+    wholes = {"head": values["head_dim"].sum(-1), "mlp_block": values["mlp_neuron"].sum(-1) + values["expert"].sum(-1)}
+    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels, wholes=wholes)

@@ -83,7 +83,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: 
     began = time.monotonic() - run.seconds
     while not run.done():
         try:
-            if run.round >= run.tried + max(APART, math.ceil(run._planned() / TRIALS)):
+            if run.round >= run.tried + max(APART, math.ceil(run.planned() / TRIALS)):
                 run.close_heads(_Round(journal, run))
             run.seconds = time.monotonic() - began
             asked = run.ask(_Round(journal, run))
@@ -108,7 +108,7 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: 
                 "validation": {"kl": run.looks.kl, "kl_upper": run.looks.kl_upper, "size": run.circuit.size},
             }
         )
-        journal.progress(run.step, config.steps, kl=run.looks.kl, **shares)
+        journal.progress(run.step, run.last_step, kl=run.looks.kl, **shares)
         journal.save(run.state())
         if journal.stopping:
             raise Stopped(run.scores())
@@ -124,7 +124,7 @@ class _Round(Journal):
 
     def progress(self, step: int, total: int, **facts: float) -> None:
         done = self._run.round * self._run.batches + min(self._run.batches * step // total, self._run.batches - 1)
-        self._journal.progress(min(done, self._run.config.steps - 1), self._run.config.steps, kl=self._run.looks.kl, **self._shares)
+        self._journal.progress(min(done, self._run.last_step - 1), self._run.last_step, kl=self._run.looks.kl, **self._shares)
         self.stopping = self._journal.stopping
 
 
@@ -165,6 +165,11 @@ class _Sieve:
     def step(self) -> int:
         return min(self.config.steps, self.round * self.batches)
 
+    @property
+    def last_step(self) -> int:
+        """Where the rounds that there is time for end."""
+        return min(self.config.steps, self.planned() * self.batches)
+
     def done(self) -> bool:
         small = self.config.keep is not None and self.circuit.size <= self.config.keep
         empty = not any(self.circuit.kept(level) for level in self.levels)
@@ -175,7 +180,7 @@ class _Sieve:
         share = SCORING if self.config.polish else 1.0
         return math.inf if self.config.max_minutes is None else share * 60 * self.config.max_minutes - self.seconds
 
-    def _planned(self) -> int:
+    def planned(self) -> int:
         """Rounds in all, as many as there is time for."""
         if not self.lasted or self.time_left == math.inf:
             return self.rounds
@@ -201,7 +206,7 @@ class _Sieve:
     def close(self) -> float:
         """What this round can do without goes -> how many nats each unit of price has cost."""
         room = self.config.kl_budget - self.looks.kl_upper
-        rounds = self._planned()
+        rounds = self.planned()
         part = max(1 - REST ** (1 / rounds), HURRY / (rounds - self.round))
         most = max(min(1.0, part) * abs(room), LEAST_RISE * self.config.kl_budget)
         if self.config.keep is None:  # on the way to a size, the budget does not hold

@@ -24,7 +24,7 @@ def render(runs: Sequence[tuple[str, Run]]) -> str:
 def _view(name: str, run: Run) -> dict[str, Any]:
     pictures = [("Heads", head_map(run.circuit)), ("MLPs", neuron_density(run.circuit))]
     told = run.history[0] if run.history else {}
-    curves = training_curves if "open" in told else ranking_curves if "sizes" in told else None
+    curves = ranking_curves if "sizes" in told else training_curves if "open" in told else None
     if curves is not None:
         pictures.append(("Training", curves(run.history, run.config.kl_budget, of=run.description.get("loss", "KL, nats"))))
     return {
