@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import random_tokens
-from nodesieve.ablations import Activations
+from nodesieve.ablations import Activations, Corrupted
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.verify import _hooks, _without_first_layer
@@ -29,6 +29,17 @@ def test_everything_closed_gives_the_corrupted_run(gated: GatedModel) -> None:
     got = gated.gated_logits(clean, gated.nodes.full(0.0), gated.record(corrupted))
     assert torch.equal(got, gated.logits(corrupted))
     assert not torch.equal(got, gated.logits(clean))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_so_they_do_side_by_side_with_the_corrupted_prompts(gated: GatedModel, grad: bool) -> None:
+    """As `discover` runs them: nothing of the corrupted prompts is stored beyond the layer at hand. With gradients activations are computed in one
+    operation (`in_one.py`), which rounds otherwise."""
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    for value, same in ((1.0, clean), (0.0, corrupted)):
+        gates = {level: z.requires_grad_(grad) for level, z in gated.nodes.full(value).items()}
+        got, expected = gated.gated_logits(clean, gates, Corrupted(tokens=corrupted)), gated.logits(same)
+        torch.testing.assert_close(got, expected, atol=1e-5 if grad else 0, rtol=0)
 
 
 def test_all_but_the_embedding_closed_gives_the_corrupted_run_where_the_last_tokens_agree(gated: GatedModel) -> None:
