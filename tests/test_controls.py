@@ -195,10 +195,8 @@ def test_intervals_shrink_with_more_examples() -> None:
 
 def test_intervals_are_of_95_percent() -> None:
     spread = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    low, high = _intervals({"logit_diff": spread}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}, prompts=range(400))["kl"] or (
-        0.0,
-        0.0,
-    )
+    rows = [{"logit_diff": spread}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}]
+    low, high = _intervals(*rows, prompts=range(400))["kl"] or (0.0, 0.0)
     assert high - low == pytest.approx(2 * 1.96 * float(spread.std()) / 20, rel=0.08)
 
 

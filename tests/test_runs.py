@@ -17,12 +17,11 @@ import nodesieve as ns
 from command_line import FEW, QUICK, nodesieve
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
-from nodesieve.config import LEARNING_RATES, LOG_ALPHA_INIT, PENALTIES, MethodName, make_config
+from nodesieve.config import MethodName, make_config
 from nodesieve.discovery import Interrupted
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods import METHODS
-from nodesieve.methods.multigranular import _Run
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
@@ -237,33 +236,6 @@ def test_only_correct_keeps_what_the_full_model_gets_right(loaded: LoadedModel) 
     assert 0 < counts["test"]["used"] < 200
 
 
-def test_gates_warm_up_and_end_with_repair(loaded: LoadedModel) -> None:
-    options = {**QUICK, "method": "multigranular", "controller": "fixed", "steps": 10, "warmup_steps": 4, "repair_share": 0.3}
-    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config(options))
-    added = [row["loss"] - row["kl"] for row in run.history]
-    full = [row["lambda"] * sum(PENALTIES[level] * share for level, share in row["penalty"].items()) for row in run.history]
-    assert added[:7] == pytest.approx([min(1, (step + 1) / 4) * full[step] for step in range(7)], rel=1e-4)
-    assert added[7:] == pytest.approx([0, 0, 0], abs=1e-6)
-    assert [row["lambda"] for row in run.history[7:]] == [0, 0, 0]
-
-
-def test_each_level_learns_at_its_own_rate(loaded: LoadedModel) -> None:
-    rates = {"learning_rates": {"head": 0.0, "mlp_neuron": 0.1}, "log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}
-    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "multigranular", "steps": 1, **rates}))
-    moved = {level: float((run.scores.values[level] - LOG_ALPHA_INIT[level]).abs().max()) for level in ("head", "head_dim", "mlp_neuron")}
-    assert moved == pytest.approx({"head": 0.0, "head_dim": LEARNING_RATES["head_dim"], "mlp_neuron": 0.1}, rel=1e-3)  # Adam's first step
-
-
-@pytest.mark.parametrize("samples", ["example", "batch"])
-def test_a_gate_is_drawn_for_each_example_or_once_for_all(loaded: LoadedModel, samples: str) -> None:
-    options = make_config({**QUICK, "method": "multigranular", "gate_samples": samples, "log_alpha_init": dict.fromkeys(LEVELS, 0.0)})
-    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), options)
-    z = _Run(problem, problem, options).sample_gates(problem.task["train"].training_batch(0, 4, 0))
-    for level in ("head_dim", "mlp_neuron"):
-        assert z[level].shape == (4, *problem.nodes.shape(level))
-        assert torch.equal(z[level][0], z[level][1]) == (samples == "batch")
-
-
 @pytest.mark.parametrize("method", ["coarse", "greedy", "nested", "sieve"])
 def test_a_run_says_which_levels_were_scored(loaded: LoadedModel, tmp_path: Path, method: MethodName) -> None:
     ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": method})).save(tmp_path)
@@ -275,8 +247,9 @@ def test_a_run_says_which_levels_were_scored(loaded: LoadedModel, tmp_path: Path
         "sieve": [level for level in DEFAULT_LEVELS if level != "expert"],
     }
     assert said["levels"] == list(said["thresholds"]) == expected[method]
-    row = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0]) if method != "greedy" else {}
-    assert method == "greedy" or {"step", "loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(row)
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert bool(rows) == (method != "greedy")
+    assert all({"step", "loss", "kl", "penalty", "open", "lambda", "seconds"} <= set(row) for row in rows)
 
 
 def test_low_memory_learns_the_same(loaded: LoadedModel) -> None:

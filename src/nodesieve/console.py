@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,12 +78,13 @@ class ConsoleJournal(RunJournal):
         new_line = step // every != self._step // every or step == total
         if not self._quiet and not self._console.is_terminal and new_line:
             left = self._bar.tasks[0].time_remaining
-            self._console.print(" ".join([f"{step}/{total}", *([f"{in_minutes(left)} left"] if left else []), text]).rstrip(), highlight=False)
+            time_left = f"{in_minutes(left)} left " if left else ""
+            self._console.print(f"{step}/{total} {time_left}{text}".rstrip(), highlight=False)
         self._step = step
 
 
 def in_minutes(seconds: float) -> str:
-    """As the progress bar writes it: 125 -> "2:05"."""
+    """125 -> "2:05"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
@@ -134,17 +134,20 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
     _show(table)
-    _costs_table([cost for row in found.values() for cost in row.get("added", {}).items()])
+    if "minimality" in found:
+        _print_costs(found["minimality"]["added"])
 
 
-def _costs_table(costs: Sequence[tuple[str, float]]) -> None:
+def _print_costs(added: Mapping[str, float]) -> None:
     """What each part costs when it is closed alone, from the cheapest to the dearest; the middle of a long list is left to `--json`."""
     table = _table("closed alone, added to the KL")
     for heading in ("part", "KL"):
         table.add_column(heading, justify="right" if heading == "KL" else "left")
-    shown = costs if len(costs) <= 2 * ENDS else [*costs[:ENDS], (f"... {len(costs) - 2 * ENDS} others", math.nan), *costs[-ENDS:]]
-    for name, added in shown:
-        table.add_row(name, "" if math.isnan(added) else f"{added:+.4f}")
+    rows = [(name, f"{cost:+.4f}") for name, cost in added.items()]
+    if len(rows) > 2 * ENDS:
+        rows[ENDS:-ENDS] = [(f"... {len(rows) - 2 * ENDS} others", "")]
+    for row in rows:
+        table.add_row(*row)
     _show(table)
 
 

@@ -75,6 +75,11 @@ def raised(values: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
     return {level: value.masked_fill(value == -torch.inf, 0.0) for level, value in raise_ancestors({**unknown, **given}).items()}
 
 
+def sums_of_leaves(values: LevelTensors) -> LevelTensors:
+    """Heads and MLP blocks as wholes (`Scores.wholes`), worth the sum over their leaves: (L, H) and (L,)."""
+    return {"head": values["head_dim"].sum(-1), "mlp_block": values["mlp_neuron"].sum(-1) + values["expert"].sum(-1)}
+
+
 def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tensor]) -> LevelTensors:
     """Replace each parent's value by `combine` of it, (*shape), and of its children's of one level, (*shape, children), from the leaves up."""
     out = dict(values)

@@ -30,7 +30,7 @@ from nodesieve.levels import LEAVES, LEVELS, measured
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
 from nodesieve.metrics import logit_difference
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, raised
+from nodesieve.scores import Scores, raised, sums_of_leaves
 
 EXAMPLES = 2048  # passes forward and backward at most; a built-in task draws more, so that the learned gates never see one twice
 IG_LEVELS = 8
@@ -84,7 +84,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
     journal.seconds = time.monotonic() - began
     signed = {level: value.cpu() for level, value in total.items()}
     scored = {level: signed[level] for level in levels}
-    wholes = {"head": signed["head_dim"].sum(-1), "mlp_block": signed["mlp_neuron"].sum(-1) + signed["expert"].sum(-1)}
+    wholes = sums_of_leaves(signed)
     by_sign = Scores(values=raised(scored, nodes), nodes=nodes, levels=config.levels, wholes=wholes)
     by_size = raised({level: value.abs() for level, value in scored.items()}, nodes)
     return Scores(values=by_size, nodes=nodes, levels=config.levels, wholes={level: x.abs() for level, x in wholes.items()}, other=by_sign)

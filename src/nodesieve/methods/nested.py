@@ -57,9 +57,10 @@ def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         loss = kl.log1p().mean()
         ranking.descend(loss)
         ranking.seconds = time.monotonic() - began
-        row = {"step": ranking.step, "loss": loss.item(), "kl": kl.mean().item(), "penalty": {}, "open": ranking.shares(sampled), "lambda": 0.0}
-        journal.log({**row, "seconds": ranking.seconds, **_by_size(kl.detach(), sizes)})
-        journal.progress(ranking.step, config.steps, kl=kl.mean().item())
+        row: dict[str, Any] = {"step": ranking.step, "loss": loss.item(), "kl": kl.mean().item()}
+        row |= {"penalty": {}, "open": ranking.shares(sampled), "lambda": 0.0, "seconds": ranking.seconds}
+        journal.log(row | _by_size(kl.detach(), sizes))
+        journal.progress(ranking.step, config.steps, kl=row["kl"])
         if journal.stopping or ranking.step % SAVE_EVERY == 0:
             journal.save(ranking.state())
         if journal.stopping:

@@ -24,7 +24,7 @@ from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEVELS, measured
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, raise_ancestors
+from nodesieve.scores import Scores, raise_ancestors, sums_of_leaves
 
 EXAMPLES = 512
 
@@ -94,5 +94,4 @@ def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> S
     absent = {level: ~problem.nodes.present(level) for level in LEVELS}
     seen = measured(config.levels, problem.nodes.levels)
     values = {level: value.masked_fill(absent[level], 0.0) if level in seen else torch.zeros_like(value) for level, value in values.items()}
-    wholes = {"head": values["head_dim"].sum(-1), "mlp_block": values["mlp_neuron"].sum(-1) + values["expert"].sum(-1)}
-    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels, wholes=wholes)
+    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels, wholes=sums_of_leaves(values))

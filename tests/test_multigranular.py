@@ -1,0 +1,41 @@
+"""Gates learned at every level: how their penalties, rates and samples are as the options say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import nodesieve as ns
+from command_line import FEW, QUICK
+from nodesieve.config import LEARNING_RATES, LOG_ALPHA_INIT, PENALTIES, make_config
+from nodesieve.levels import LEVELS
+from nodesieve.methods.multigranular import _Run
+from nodesieve.models import LoadedModel
+from nodesieve.problem import make_problem
+
+
+def test_gates_warm_up_and_end_with_repair(loaded: LoadedModel) -> None:
+    options = {**QUICK, "method": "multigranular", "controller": "fixed", "steps": 10, "warmup_steps": 4, "repair_share": 0.3}
+    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config(options))
+    added = [row["loss"] - row["kl"] for row in run.history]
+    full = [row["lambda"] * sum(PENALTIES[level] * share for level, share in row["penalty"].items()) for row in run.history]
+    assert added[:7] == pytest.approx([min(1, (step + 1) / 4) * full[step] for step in range(7)], rel=1e-4)
+    assert added[7:] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [row["lambda"] for row in run.history[7:]] == [0, 0, 0]
+
+
+def test_each_level_learns_at_its_own_rate(loaded: LoadedModel) -> None:
+    rates = {"learning_rates": {"head": 0.0, "mlp_neuron": 0.1}, "log_alpha_spread": dict.fromkeys(LEVELS, 0.0)}
+    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "multigranular", "steps": 1, **rates}))
+    moved = {level: float((run.scores.values[level] - LOG_ALPHA_INIT[level]).abs().max()) for level in ("head", "head_dim", "mlp_neuron")}
+    assert moved == pytest.approx({"head": 0.0, "head_dim": LEARNING_RATES["head_dim"], "mlp_neuron": 0.1}, rel=1e-3)  # Adam's first step
+
+
+@pytest.mark.parametrize("samples", ["example", "batch"])
+def test_a_gate_is_drawn_for_each_example_or_once_for_all(loaded: LoadedModel, samples: str) -> None:
+    options = make_config({**QUICK, "method": "multigranular", "gate_samples": samples, "log_alpha_init": dict.fromkeys(LEVELS, 0.0)})
+    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), options)
+    z = _Run(problem, problem, options).sample_gates(problem.task["train"].training_batch(0, 4, 0))
+    for level in ("head_dim", "mlp_neuron"):
+        assert z[level].shape == (4, *problem.nodes.shape(level))
+        assert torch.equal(z[level][0], z[level][1]) == (samples == "batch")
