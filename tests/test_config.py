@@ -79,6 +79,15 @@ def test_another_method_gets_its_own_penalties_and_keeps_those_that_were_given()
     assert other.with_method("sieve", seed=0) == config
 
 
+def test_levels_that_are_not_given_anew_stay() -> None:
+    config = make_config({"method": "hybrid", "penalties": {"head": 7.0}, "learning_rates": {"layer": 0.01}})
+    other = config.changed({"penalties": {"layer": 2.0}, "learning_rates": {"head": 0.02}})
+    assert other.penalties == {**BOTH, "head": 7.0, "layer": 2.0}
+    assert {level: rate for level, rate in other.learning_rates.items() if level in ("layer", "head")} == {"layer": 0.01, "head": 0.02}
+    with pytest.raises(UserError, match="penalties"):
+        config.changed({"penalties": 3})
+
+
 def test_what_has_no_effect_is_said() -> None:
     class Noting(Journal):
         notes: tuple[str, ...] = ()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from conftest import random_tokens
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.gated_model import GatedModel
+from nodesieve.gating import Gating
 from nodesieve.levels import LEVELS
 from nodesieve.verify import _hooks, _without_first_layer
 
@@ -94,10 +97,12 @@ def test_a_parent_gate_is_a_gate_on_all_its_children(gated: GatedModel) -> None:
     torch.testing.assert_close(gated.gated_logits(clean, block, ablation), gated.gated_logits(clean, outputs, ablation))
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "expert"])
-def test_gradients_agree_with_finite_differences(gated: GatedModel, level: str) -> None:
+def test_gradients_agree_with_finite_differences(gated: GatedModel, level: str, side_by_side: bool) -> None:
     gated.model.double()
-    clean, ablation = random_tokens(seed=0), gated.record(random_tokens(seed=1))
+    clean, corrupted = random_tokens(seed=0), random_tokens(seed=1)
+    ablation = Corrupted(tokens=corrupted) if side_by_side else gated.record(corrupted)
     generator = torch.Generator().manual_seed(2)
     gates = {name: 0.2 + 0.6 * torch.rand(gated.nodes.shape(name), generator=generator, dtype=torch.float64) for name in LEVELS}
 
@@ -114,14 +119,27 @@ def test_gradients_agree_with_finite_differences(gated: GatedModel, level: str) 
     torch.testing.assert_close(gradient[index], slope, rtol=2e-2, atol=1e-6)  # Llama's norms compute in float32 whatever the model's dtype
 
 
-def test_the_model_is_left_as_it_was_even_after_an_error(gated: GatedModel) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_the_model_is_left_as_it_was_even_after_an_error(gated: GatedModel, monkeypatch: pytest.MonkeyPatch, side_by_side: bool) -> None:
     gated.model.train()
     gated.model.requires_grad_(True)
     hooks, state = _hooks(gated), {name: p.clone() for name, p in gated.model.state_dict().items()}
     gates = gated.nodes.full(1.0)
-    with pytest.raises(RuntimeError):
-        gated.gated_logits(random_tokens(rows=3), gates, gated.record(random_tokens(rows=2)))
-    gated.gated_logits(random_tokens(), {k: v.requires_grad_(True) for k, v in gates.items()}, gated.record(random_tokens(seed=1))).sum().backward()
+    corrupted = Corrupted(tokens=random_tokens(seed=1)) if side_by_side else gated.record(random_tokens(seed=1))
+    calls, edit = 0, Gating.edit
+
+    def fail_in_the_middle(self: Gating, *arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise RuntimeError("in the middle")
+        return edit(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gating, "edit", fail_in_the_middle)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            gated.gated_logits(random_tokens(), {level: gate * 0.5 for level, gate in gates.items()}, corrupted)
+    gated.gated_logits(random_tokens(), {k: v.requires_grad_(True) for k, v in gates.items()}, corrupted).sum().backward()
     assert _hooks(gated) == hooks
     assert gated.model.training
     assert all(p.requires_grad and p.grad is None for p in gated.model.parameters())

@@ -83,6 +83,36 @@ def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Pa
     assert load_run(out).circuit.fingerprint == load_run(whole).circuit.fingerprint
 
 
+@pytest.mark.parametrize(("method", "left"), [("activation_difference", False), ("weight_magnitude", True)])
+def test_ctrl_c_stops_methods_that_never_look_at_it_or_are_done_by_then(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, left: bool
+) -> None:
+    out, original = tmp_path / "run", ConsoleJournal.say
+
+    def say(self: ConsoleJournal, text: str) -> None:
+        original(self, text)
+        if text == "scoring":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleJournal, "say", say)
+        assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method=method)) == 130
+    assert not (out / "metrics.json").exists()
+    assert (out / "circuit.json").exists() == left
+    assert nodesieve("discover", "--resume", out) == 0
+    assert json.loads((out / "circuit.json").read_text())["complete"]
+
+
+def test_a_signal_that_was_to_be_ignored_is(model_directory: Path, tmp_path: Path) -> None:
+    """As SIGINT is in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ctrl_c(lambda step, facts: True):
+            assert nodesieve("discover", "--model", model_directory, "--out", tmp_path / "run", *quick_flags(method="random")) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_before_the_first_step_leaves_a_run_that_begins_anew(
     model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

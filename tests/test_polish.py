@@ -219,6 +219,28 @@ def test_what_is_cheap_for_what_it_gains_goes_first(problem: Problem) -> None:
     assert chosen(None) == ["mlp_neuron"]
 
 
+@pytest.mark.parametrize("place", [0, 7, 19])
+def test_one_misjudged_part_does_not_hold_up_those_behind_it(problem: Problem, place: int) -> None:
+    """Of 20 heads all are free on the examples that say in which order they go, one is dear on the next ones."""
+    parts: list[Part] = [("head", torch.tensor([[0, head]])) for head in range(20)]
+
+    class Told:
+        def looks(self, circuits: Sequence[Any], split: SplitName, *, first: int, skip: int = 0) -> list[torch.Tensor]:
+            rows = torch.arange(first)
+            return [torch.where(rows >= 32, 10.0 * (place in heads), 0.0) for heads in circuits]
+
+    class Closed(frozenset[int]):
+        def without(self, indices: dict[str, torch.Tensor]) -> frozenset[int]:
+            return Closed(indices["head"][:, 1].tolist()) if indices else self
+
+    told: Any = Told()
+    start: Any = Closed()
+    for skipping, count in ((True, 19), (False, place)):
+        chosen = cheapest_parts(start, parts, told, most=0.01, goes_on=lambda done, total: True, skipping=skipping)
+        assert len(chosen) == count
+        assert place not in {int(index[0, 1]) for _, index in chosen}
+
+
 def test_what_comes_back_has_to_help_beside_the_rest_on_examples_that_did_not_choose_it(problem: Problem) -> None:
     """Head 0 helps on the first 128 examples only, 1 and 2 on all, but 2 hardly beside 1, and 3 only does harm."""
     parts: list[Part] = [("head", torch.tensor([[0, head]])) for head in range(4)]

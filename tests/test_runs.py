@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -25,7 +26,7 @@ from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
-from nodesieve.run import RunJournal
+from nodesieve.run import RunJournal, write_text
 from nodesieve.tasks.base import SPLITS
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 from nodesieve.tasks.words import PLACES
@@ -167,7 +168,10 @@ def test_a_run_says_which_model_and_task_it_was_given(loaded: LoadedModel, tmp_p
     ("name", "part", "content", "message"),
     [
         ("circuit.json", "format_version", 99, "expected a run of format 1"),
+        ("circuit.json", "format_version", "1", "expected a whole number under format_version in .*, got '1'"),
         ("circuit.json", "thresholds", {}, "found nothing under thresholds"),
+        ("circuit.json", "thresholds", [1], "expected a JSON object under thresholds"),
+        ("metrics.json", "size", "0.1", "expected a number under size"),
         ("circuit.json", "examples", None, "found nothing under examples"),
         ("metrics.json", "full", None, "found nothing under full"),
     ],
@@ -194,6 +198,20 @@ def test_files_of_a_run_that_hold_nothing_are_refused(finished: Path, tmp_path: 
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(ns.UserError, match=message):
         ns.load_run(tmp_path / "run")
+
+
+def test_files_are_whole_or_not_there_and_as_readable_as_the_user_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    before = os.umask(0o077)
+    try:
+        write_text(path, "old")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "n" * 100_000 + "\ud800")  # fails in the middle
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +408,7 @@ def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config(QUICK))
     run.description["examples"]["shown"][0] = "<script>alert(1)</script>"  # type: ignore[index]
+    run.description["loss"] = '"><script>alert(1)</script> of $x_$y'  # type: ignore[index]
     page = render([("<b>name</b>", run)])
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

@@ -64,13 +64,14 @@ def test_leaves_are_cut_to_size_from_the_top(nodes: NodeSpace, share: float) -> 
         assert kept.min() >= left.max()
 
 
+@pytest.mark.parametrize("nodes", [NODES, MIXED])
 @pytest.mark.parametrize(("levels", "ranked"), [(("head", "head_dim"), "head_dim"), (("mlp_neuron",), "mlp_neuron")])
-def test_leaves_without_gates_are_open_and_not_counted(levels: tuple[str, ...], ranked: str) -> None:
-    scores = drawn(NODES, levels=levels)
+def test_leaves_without_gates_are_open_and_not_counted(nodes: NodeSpace, levels: tuple[str, ...], ranked: str) -> None:
+    scores = drawn(nodes, levels=levels)
     for share in SHARES:
         circuit = cut(scores, "leaves", share)
-        assert circuit.kept(ranked) == int(share * NODES.count(ranked))
-        assert all(circuit.kept(level) == NODES.count(level) for level in LEAVES if level != ranked and NODES.count(level))
+        assert circuit.kept(ranked) == int(share * nodes.count(ranked))
+        assert all(circuit.kept(level) == nodes.count(level) for level in LEAVES if level != ranked and nodes.count(level))
 
 
 def test_parts_are_whole_and_go_by_scores_of_wholes_where_there_are_some() -> None:
@@ -103,5 +104,5 @@ def test_a_curve_ends_at_the_whole_model(method: str) -> None:
         assert points[-1]["kl"] == pytest.approx(0, abs=1e-6)
         assert points[-1]["faithfulness"] == pytest.approx(1)
         assert points[0]["kl"] > points[-1]["kl"]
-        assert found[unit]["compactness"] in SHARES
-        assert {"cpr", "cmd"} <= set(found[unit])
+        assert found[unit]["compactness"] == compactness(points, 0.05)
+        assert {name: found[unit][name] for name in ("cpr", "cmd")} == areas(points)

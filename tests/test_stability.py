@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +119,8 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert nodesieve("stability", run, "--seeds", 3) == 2
     assert "that the run in" in capsys.readouterr().err
     assert not (run / "stability" / "seed-6").exists()
+    assert nodesieve("stability", run, "--seeds", 2) == 2  # nothing to make, but the consensus would be measured in other weights
+    assert "that the run in" in capsys.readouterr().err
 
 
 def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +162,9 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0  # nothing to make
     assert nodesieve(*command, "--methods", "random,fisher") == 2
     assert "that the run in" in capsys.readouterr().err
+    curve.unlink()
+    assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 2  # nor would the curve be of the same weights
+    assert "that the run in" in capsys.readouterr().err
     assert not (out / "fisher-0").exists()
     assert nodesieve(*command, "--methods", "rnadom") == 2
     assert "--methods expects names among" in capsys.readouterr().err
@@ -189,13 +195,28 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path, num
         """Even where the tests run in the background of a shell, which has its children ignore them."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "nested-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        process.send_signal(number)  # to it alone: the run is told by it
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert b"the same command goes on" in said
-    assert b"discover --resume" in said  # the run itself had the time to stop as it should
-    assert not (out / "nested-0" / "metrics.json").exists()
+    def stopped_after(steps: int) -> list[dict[str, Any]]:
+        """The command, stopped once the run has gone so far -> its history by then."""
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
+        ) as process:
+            deadline = time.monotonic() + 120
+            while (not history(out / "nested-0") or history(out / "nested-0")[-1]["step"] < steps) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(number)  # to it alone: the run is told by it
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert b"the same command goes on" in said
+        assert b"discover --resume" in said  # the run itself had the time to stop as it should
+        return history(out / "nested-0")
+
+    first = stopped_after(1)
+    second = stopped_after(first[-1]["step"] + 1)
+    assert second[: len(first)] == first  # gone on with, not begun anew
+    assert len(second) > len(first)
+    assert not (out / "compare.json").exists()
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    file = run / "history.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

@@ -8,6 +8,8 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import word_tokenizer
 from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS, words
-from nodesieve.tasks.base import SPLITS, Example
+from nodesieve.tasks.base import SPLITS, Example, build
 from nodesieve.tasks.encode import encode
 from nodesieve.tasks.load import load_task
 from nodesieve.tasks.readers import read_task
@@ -53,6 +55,23 @@ def test_only_redrawn_examples_know_the_further_names() -> None:
     further = {*words.FURTHER_NAMES} - {*words.FEMALE_NAMES, *words.MALE_NAMES}
     assert words_of(task.redrawn, further)
     assert not any(words_of(examples, further) for examples in task.splits.values())
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+@pytest.mark.parametrize("count", [8, 19, 21, 24, 30, 49, 79])
+def test_a_tokenizer_of_few_words_gives_a_task_or_one_line_that_says_so(name: str, count: int) -> None:
+    """Never a traceback: examples take several words of a kind from their split's."""
+    few = replace(BUILTINS[name], pools=lambda is_token: {kind: found[:count] for kind, found in BUILTINS[name].pools(is_token).items()})
+    with suppress(UserError):
+        build(few, is_token=lambda text, after="": True, seed=0, sizes=dict.fromkeys(SPLITS, 4))
+
+
+@pytest.mark.parametrize(("split", "message"), [("train", "fewer with --train-size"), ("validation", "--validation-size"), ("test", "a JSONL file")])
+def test_too_few_examples_are_said_with_what_helps(split: str, message: str) -> None:
+    always = Example(clean="a", corrupted="b", answers=(" c",), distractors=(" d",))
+    builtin = replace(BUILTINS["ioi"], example=lambda rng, words, is_token: always)
+    with pytest.raises(UserError, match=message):
+        build(builtin, is_token=lambda text, after="": True, seed=0, sizes={**dict.fromkeys(SPLITS, 1), split: 2})
 
 
 def templates(name: str) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ class LayerPlaces:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterShapes:
-    """What one node of each kind costs in weights and biases; see `nodesieve.circuit.parameter_counts`."""
+    """What one node of each kind costs in weights and biases; see `nodesieve.circuit.count_parameters`."""
 
     query_per_head: int
     key_per_group: int

@@ -16,9 +16,9 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.metrics import in_percent
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import Run, load_run, read_json, write_json
+from nodesieve.run import Run, load_run, read_json, weights_of, write_json
 from nodesieve.size_curve import size_curve
-from nodesieve.spawn import ensure_run, refuse_changed_weights
+from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
 from nodesieve.tasks.load import task_of
 
 COMPARISON, CURVE = "compare.json", "size_curve.json"
@@ -59,6 +59,7 @@ def compare(
         curve = read_json(place / CURVE) if (place / CURVE).is_file() else {}
         if curve.get("scores") != run.scores.fingerprint:
             loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)
+            refuse_other_weights(loaded, weights_of(run.description), of=place)
             curve = curve_of(loaded, run)
             write_json(place / CURVE, curve)
         rows.append(row(run, curve))

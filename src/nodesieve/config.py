@@ -253,7 +253,8 @@ class DiscoverConfig:
         return self.changed({"method": method, "seed": seed})
 
     def changed(self, options: Mapping[str, Any]) -> DiscoverConfig:
-        """The same options but for some; those that follow from others and were not set to anything else follow from the new ones.
+        """The same options but for some; those that follow from others and were not set to anything else follow from the new ones. Of an option that
+        has a number a level, the levels that are not given stay.
 
         Raises:
             UserError: an option is unknown or does not fit the others.
@@ -264,7 +265,8 @@ class DiscoverConfig:
             own["target_size"] = None
         if self.polish == (self.size is None):
             own["polish"] = None
-        return make_config({**own, **options})
+        per_level = {name: {**own[name], **options[name]} for name in (*PER_LEVEL, "penalties") if isinstance(options.get(name), Mapping)}
+        return make_config({**own, **options, **per_level})
 
     @property
     def unread(self) -> tuple[str, ...]:

@@ -90,6 +90,8 @@ def discover(
         scores = METHODS[config.method](problem, config, journal)
     except Stopped as stopped:
         raise Interrupted(_unfinished(config, described, journal, stopped.scores)) from None
+    if journal.stopping:  # asked for after the method had last looked
+        raise Interrupted(_unfinished(config, described, journal, scores))
     seconds = journal.seconds or (journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock)
 
     selection: Selection | None = None

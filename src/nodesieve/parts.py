@@ -30,6 +30,7 @@ def cheapest_parts(
     most: float,
     goes_on: Callable[[int, int], bool],
     gains: Sequence[float] | None = None,
+    skipping: bool = False,
 ) -> list[Part]:
     """As many parts, the cheapest for what they gain first, as together raise the KL by no more than `most`.
 
@@ -37,6 +38,7 @@ def cheapest_parts(
         problem: whose validation data is looked at.
         gains: of each part; by default its number of nodes.
         goes_on: told how many parts of how many have been closed alone; where it says no, nothing is to go.
+        skipping: pass over parts that are too dear beside those before them, until none of the next `WIDTH` may go.
     """
     if not parts:
         return []
@@ -48,16 +50,29 @@ def cheapest_parts(
             return []
     gains = [len(index) for _, index in parts] if gains is None else gains
     worth = [rise / gain for rise, gain in zip(costs, gains, strict=True)]
-    order = [parts[place] for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
+    order = [place for place in sorted(range(len(parts)), key=worth.__getitem__) if costs[place] <= most]
     if not order:
         return []
     (own,) = problem.looks([start], "validation", first=QUICK)
-    low, high = 0, len(order) + 1  # `low` may go, `high` may not
-    while high - low > 1:
-        middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
-        for count, rise in zip(middle, _rises([less(start, order[:count]) for count in middle], own, problem), strict=True):
-            low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
-    return order[:low]
+    chosen: list[int] = []
+
+    def rises(beside: Sequence[Sequence[int]]) -> list[float]:
+        """How much the KL rises where these go beside the chosen ones."""
+        return _rises([less(start, [parts[place] for place in (*chosen, *places)]) for places in beside], own, problem)
+
+    while order:
+        low, high = 0, len(order) + 1  # `low` may go, `high` may not
+        while high - low > 1:
+            middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
+            for count, rise in zip(middle, rises([order[:count] for count in middle]), strict=True):
+                low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
+        chosen += order[:low]
+        ahead, order = order[low : low + WIDTH], order[low + WIDTH :]
+        if not ahead or not skipping:
+            break
+        alone = {place: rise for place, rise in zip(ahead, rises([[place] for place in ahead]), strict=True) if rise <= most}
+        order = [*sorted(alone, key=lambda place: alone[place] / gains[place]), *order] if alone else []
+    return [parts[place] for place in chosen]
 
 
 def helpful_parts(
@@ -65,28 +80,28 @@ def helpful_parts(
 ) -> list[Part]:
     """Closed parts of which each, opened beside those before it, lowers the KL by `least` and more.
 
-    Each is opened alone on some examples; of the few that look best, one after the other is taken by what it does on others, which had no say
-    in that.
+    Each is opened alone on some examples, half of them where they are few; of the parts that look best, one after the other is taken by what it
+    does on others, which had no say in that.
 
     Args:
         opened: the circuit with these parts.
         problem: whose validation data is looked at.
         goes_on: as for `cheapest_parts`.
     """
-    if not parts:
+    half = min(QUICK, len(problem.task["validation"]) // 2)
+    if not parts or not half:
         return []
     rises: list[float] = []
-    (own,) = problem.looks([opened([])], "validation", first=QUICK)
+    (own,) = problem.looks([opened([])], "validation", first=half)
     for place in range(0, len(parts), WIDTH):
         rises += _rises([opened([part]) for part in parts[place : place + WIDTH]], own, problem)
         if not goes_on(len(rises), len(parts)):
             return []
     left = [parts[place] for place in sorted(range(len(parts)), key=rises.__getitem__)[:WIDTH] if rises[place] < 0]
-    skip = QUICK if len(problem.task["validation"]) >= 2 * QUICK else 0
-    (own,) = problem.looks([opened([])], "validation", skip=skip, first=skip + QUICK)
+    (own,) = problem.looks([opened([])], "validation", skip=half, first=half + QUICK)
     chosen: list[Part] = []
     while left and goes_on(len(parts), len(parts)):
-        kls = problem.looks([opened([*chosen, part]) for part in left], "validation", skip=skip, first=skip + QUICK)
+        kls = problem.looks([opened([*chosen, part]) for part in left], "validation", skip=half, first=half + QUICK)
         gains = [float((own - kl).mean()) for kl in kls]
         best = max(range(len(left)), key=gains.__getitem__)
         if gains[best] < least:

@@ -36,7 +36,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
 from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.metrics import in_percent
-from nodesieve.parts import NOTHING, Part, as_many_of, cheapest_parts, helpful_parts, less
+from nodesieve.parts import NOTHING, TRIES, Part, as_many_of, cheapest_parts, helpful_parts, less
 from nodesieve.problem import Problem
 from nodesieve.select import Selection, judge
 
@@ -148,9 +148,11 @@ class _Polisher:
         most = room if stage.spending else min(room, NOTHING * self.config.kl_budget)
         parts = list(self._parts(stage))
         gains = [_gain(start, part) for part in parts]
-        chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=_goes_on(journal, until), gains=gains)
+        chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=_goes_on(journal, until), gains=gains, skipping=True)
         limit = self.now.kl + most
-        return as_many_of(len(chosen), lambda count: self._taken(less(start, chosen[:count]), limit=limit)) > 0
+        if as_many_of(len(chosen), lambda count: self._taken(less(start, chosen[:count]), limit=limit)):
+            return True
+        return any(self._taken(less(start, [part]), limit=limit) for part in chosen[1 : 1 + TRIES])  # the first need not speak for the others
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         for level in stage.levels:

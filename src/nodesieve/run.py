@@ -11,9 +11,8 @@ Every file is written beside its place and moved there, so that it is whole or n
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -45,10 +44,11 @@ CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT = (
     "history.jsonl",
     "report.html",
 )
-WHOLE = {  # parts without which a file is no run's
-    DESCRIPTION: ("format_version", "model", "task", "examples", "thresholds"),
-    METRICS: ("nodes", "parameters", "size", "full", "circuit", "ablated", "budget"),
+WHOLE: dict[str, dict[str, type]] = {  # parts without which a file is no run's, and what they are
+    DESCRIPTION: {"format_version": int, "model": dict, "task": str, "examples": dict, "thresholds": dict},
+    METRICS: {**dict.fromkeys(("nodes", "parameters", "full", "circuit", "ablated", "budget"), dict), "size": float},
 }
+NAMES = {dict: "a JSON object", str: "a text", int: "a whole number", float: "a number"}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 
 
@@ -155,12 +155,15 @@ def load_run(directory: str | Path) -> Run:
     )
 
 
-def _whole(path: Path, parts: Sequence[str], *, or_empty: bool = False) -> dict[str, Any]:
-    """A JSON object with these parts, none of them empty, or an empty one."""
+def _whole(path: Path, parts: Mapping[str, type], *, or_empty: bool = False) -> dict[str, Any]:
+    """A JSON object with these parts, none of them empty and each of its type, or an empty one."""
     content = read_json(path)
     missing = [part for part in parts if content.get(part) in (None, {}) and (content or not or_empty)]
     if missing:
         raise UserError(f"expected {', '.join(parts)} in {str(path)!r}, found nothing under {', '.join(missing)}")
+    for part, kind in parts.items() if content else ():
+        if not isinstance(content[part], (int, float) if kind is float else kind):
+            raise UserError(f"expected {NAMES[kind]} under {part} in {str(path)!r}, got {content[part]!r}")
     return content
 
 
@@ -330,12 +333,9 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A scratch path beside `path`, moved over it when the block ends well, removed when it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    scratch = Path(name)
+    scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         yield scratch
-        scratch.chmod(0o644)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

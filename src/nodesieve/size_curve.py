@@ -72,7 +72,7 @@ def cut(scores: Scores, unit: str, share: float) -> Circuit:
 def ranking_of(scores: Scores, unit: str) -> LevelTensors:
     """Where the nodes of a unit stand, by level; without levels that are always open, for having no gates of their own nor above or below them."""
     ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
-    return {level: ranking[level] for level in UNITS[unit] if not bool((ranking[level] == torch.inf).all())}
+    return {level: ranking[level] for level in UNITS[unit] if not bool((ranking[level][scores.nodes.present(level)] == torch.inf).all())}
 
 
 def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
-from nodesieve.models import model_of
+from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task, refuse_records
@@ -68,10 +68,16 @@ def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, 
                 f"expected runs of the same weights, got others in {str(place)!r} than in {str(first)!r}: side by side they say nothing of either "
                 "model; remove those of the weights that are not wanted, or choose another directory"
             )
-    if len(done) < len(directories) and model_of(config, trust_remote_code=trust_remote_code).fingerprint != weights:
-        raise UserError(  # the model was held for the moment only, not beside the runs
-            f"expected the weights of {config.model!r} that the run in {str(first)!r} was made with, got others: runs of both say nothing of "
-            "either model; bring the weights back, or choose another directory"
+    if len(done) < len(directories):  # the model is held for the moment only, not beside the runs
+        refuse_other_weights(model_of(config, trust_remote_code=trust_remote_code), weights, of=first)
+
+
+def refuse_other_weights(loaded: LoadedModel, weights: str | None, *, of: Path) -> None:
+    """Raise UserError unless the weights, which the run in `of` was made with, are the model's now; old runs do not say theirs."""
+    if weights not in (None, loaded.fingerprint):
+        raise UserError(
+            f"expected the weights of {loaded.id!r} that the run in {str(of)!r} was made with, got others: runs and measurements of both say "
+            "nothing of either model; bring the weights back, or choose another directory"
         )
 
 

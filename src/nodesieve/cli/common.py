@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,12 @@ trust_remote_code_option = click.option("--trust-remote-code", is_flag=True, hel
 
 
 @contextmanager
-def goes_on(kept: str = "") -> Iterator[None]:
-    """Around work that keeps what it has done: Ctrl-C ends the command and says that it can be given again."""
+def goes_on(kept: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Around work that keeps what it has done: Ctrl-C ends the command and says that it can be given again, after what `kept` says by then."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"stopped; {kept}the same command goes on", file=sys.stderr)
+        print(f"stopped; {kept()}the same command goes on", file=sys.stderr)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 

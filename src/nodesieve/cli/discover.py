@@ -83,7 +83,7 @@ def command(
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
         if given or config_file or out or overwrite:
-            raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet goes with it")
+            raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet and --trust-remote-code go with it")
         if not (resume / CONFIG).is_file():
             raise UserError(f"--resume expects the directory of an unfinished run, found no {CONFIG} in {str(resume)!r}")
         config, directory = read_config(resume), resume
@@ -94,6 +94,8 @@ def command(
             raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
     else:
         # The method goes by what is given, be it at its default.
+        if given.get("method") == "auto" and not config_file:
+            del given["method"]
         config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
         directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
         used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
@@ -194,7 +196,8 @@ def _stop_on_interrupt(journal: Any) -> Iterator[None]:
         journal.stopping = True
         print("stopping after this step", file=sys.stderr)
 
-    before = {number: signal.signal(number, stop) for number in STOPS}
+    heeded = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # SIGINT is not in the background of a shell
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

@@ -71,7 +71,7 @@ def command(
             print_size_curve(shown["size_curve"], title="circuits cut from the run's scores")
     if with_controls:
         path = controls_file(directory, task=name_of_examples(problem, split), split=split, ablation=problem.ablation_name)
-        with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(f"what was measured is in {path}; "):
+        with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(lambda: f"what was measured is in {path}; " if path.is_file() else ""):
             found = summary(controls_kept_in(path, run, problem, split=split, draws=draws or DRAWS, journal=journal))
         shown["controls"] = found
         if not as_json:

@@ -26,8 +26,8 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     from nodesieve.evaluation import Evaluation
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
-    from nodesieve.run import load_run, write_json
-    from nodesieve.spawn import refuse_changed_file
+    from nodesieve.run import load_run, weights_of, write_json
+    from nodesieve.spawn import refuse_changed_file, refuse_other_weights
     from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of
 
@@ -49,6 +49,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
         runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
     circuits = [one.circuit for one in runs]
     loaded = model_of(run.config, trust_remote_code=trust_remote_code)
+    refuse_other_weights(loaded, weights_of(run.description), of=directory)
     shared = consensus_run(run, circuits, at_least=at_least, loaded=loaded, task=task_of(run.config, loaded.tokenizer))
     shared.save(directory / "stability" / CONSENSUS)
     evaluation = Evaluation(**{field.name: shared.metrics[field.name] for field in fields(Evaluation)})

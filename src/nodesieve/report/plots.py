@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: 
     seen = [(row["step"], row["validation"]["kl"]) for row in history if "validation" in row]
     kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, circuit") if seen else None
     kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
-    kl_axes.set(ylabel=of)
+    kl_axes.set(ylabel=_literal(of))
     kl_axes.set_ylim(bottom=0)
     kl_axes.legend(frameon=False, fontsize=8)
     for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
@@ -90,7 +91,7 @@ def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: s
         label = f"about {100 * sum(sizes) / len(sizes):.2g}%"
         axes.plot(steps, [max(kl, LOWEST) for kl in _smooth(steps, kls, memory=0.96)], color=COLOURS[number], label=label)
     axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
-    axes.set(yscale="log", xlabel="step", ylabel=f"{of} (smoothed)")
+    axes.set(yscale="log", xlabel="step", ylabel=f"{_literal(of)} (smoothed)")
     axes.legend(frameon=False, fontsize=8, title="leaves kept", loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     return _svg(figure, f"Training: {of.removesuffix(', nats')} by step, at several sizes")
@@ -138,6 +139,11 @@ def _integer_ticks(axes: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _literal(text: str) -> str:
+    """As it is, where matplotlib would read a formula between dollars."""
+    return text.replace("$", r"\$")
+
+
 def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -152,4 +158,4 @@ def _svg(figure: Figure, title: str) -> str:
     prefix = re.sub(r"\W+", "-", title.lower()).strip("-")[:24]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

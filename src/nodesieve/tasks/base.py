@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Answer = str | int
 _T = TypeVar("_T")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
+FEWEST = 4  # words of a kind that a split has at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Builtin:
         example: draws one example from the pools of one split. May return None for a draw that makes no valid example.
         metrics: what is measured beside the metrics of every task.
         further: words by kind that only `Task.redrawn` is drawn from, beside the training split's own.
+        fewest: how many words of a kind an example takes from its split's, where that is more than `FEWEST`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Builtin:
     example: Callable[[random.Random, Pools, IsToken], Example | None]
     metrics: tuple[str, ...] = ()
     further: Callable[[IsToken], Pools] = lambda is_token: {}
+    fewest: Mapping[str, int] = field(default_factory=dict)
 
 
 def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str, int], redraws: int = 0) -> Task:
@@ -108,9 +111,10 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
         unique = list(dict.fromkeys(words))
         rng.shuffle(unique)
         for split, part in zip(SPLITS, cut(unique), strict=True):
-            if len(part) < 4:
+            fewest = builtin.fewest.get(kind, FEWEST)
+            if len(part) < fewest:
                 raise UserError(
-                    f"task {builtin.name} expects at least 20 words of kind {kind!r} that are one token each, got {len(unique)}; "
+                    f"task {builtin.name} expects at least {5 * fewest} words of kind {kind!r} that are one token each, got {len(unique)}; "
                     "give your own prompts as a JSONL file"
                 )
             parts[split][kind] = list(part)
@@ -119,7 +123,8 @@ def build(builtin: Builtin, *, is_token: IsToken, seed: int, sizes: Mapping[str,
         splits[split] = _draw(builtin, rng, parts[split], is_token, count=sizes[split], but=())
         if len(splits[split]) < sizes[split]:
             raise UserError(
-                f"task {builtin.name} expects {sizes[split]} different {split} examples, got {len(splits[split])}; ask for fewer with --train-size"
+                f"task {builtin.name} expects {sizes[split]} different {split} examples, got {len(splits[split])}; "
+                + ("give your own prompts as a JSONL file" if split == "test" else f"ask for fewer with --{split}-size")
             )
     widened = _widened(parts, builtin.further(is_token))
     redrawn = _draw(builtin, rng, widened, is_token, count=redraws * sizes["train"], but=splits["train"])

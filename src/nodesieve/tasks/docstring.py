@@ -45,4 +45,6 @@ def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
     )
 
 
-DOCSTRING = Builtin(name="docstring", description="docstring: the next argument to be described", pools=pools, example=example)
+DOCSTRING = Builtin(
+    name="docstring", description="docstring: the next argument to be described", pools=pools, example=example, fewest={"argument": 10}
+)

@@ -30,4 +30,6 @@ def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example:
     )
 
 
-INDUCTION = Builtin(name="induction", description="induction: a list of words that begins again", pools=pools, example=example)
+INDUCTION = Builtin(
+    name="induction", description="induction: a list of words that begins again", pools=pools, example=example, fewest={"word": 2 * LENGTH}
+)

@@ -48,4 +48,11 @@ def example(rng: random.Random, words: Pools, is_token: IsToken, templates: Sequ
     )
 
 
-IOI = Builtin(name="ioi", description="indirect object identification: who received the object?", pools=pools, example=example, further=further)
+IOI = Builtin(
+    name="ioi",
+    description="indirect object identification: who received the object?",
+    pools=pools,
+    example=example,
+    further=further,
+    fewest={"name": 5},
+)
