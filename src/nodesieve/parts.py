@@ -19,6 +19,7 @@ Part = tuple[str, Tensor]  # a level, and indices of nodes of it, (n, dimensions
 FEW = 32  # examples that say in which order parts go; `QUICK` say how many
 NOTHING = 0.01  # of the budget: a rise that counts as none
 WIDTH = 8  # circuits looked at in one pass
+SKIPS = 2  # how often a part that is too dear is passed over
 TRIES = 4  # measurements to find how many of the parts that looks have chosen may go
 
 
@@ -38,7 +39,8 @@ def cheapest_parts(
         problem: whose validation data is looked at.
         gains: of each part; by default its number of nodes.
         goes_on: told how many parts of how many have been closed alone; where it says no, nothing is to go.
-        skipping: pass over parts that are too dear beside those before them, until none of the next `WIDTH` may go.
+        skipping: pass over a part that is too dear beside those before it, `SKIPS` times: of the next `WIDTH`, each alone beside these, those that
+            may go come first, and the search goes on with them.
     """
     if not parts:
         return []
@@ -60,7 +62,7 @@ def cheapest_parts(
         """How much the KL rises where these go beside the chosen ones."""
         return _rises([less(start, [parts[place] for place in (*chosen, *places)]) for places in beside], own, problem)
 
-    while order:
+    for skips_left in range(SKIPS if skipping else 0, -1, -1):
         low, high = 0, len(order) + 1  # `low` may go, `high` may not
         while high - low > 1:
             middle = sorted({low + max(1, (high - low) * k // 4) for k in (1, 2, 3)} - {high})
@@ -68,10 +70,12 @@ def cheapest_parts(
                 low, high = (max(low, count), high) if rise <= most and count < high else (low, min(high, count))
         chosen += order[:low]
         ahead, order = order[low : low + WIDTH], order[low + WIDTH :]
-        if not ahead or not skipping:
+        if not ahead or not skips_left or not goes_on(len(parts), len(parts)):
             break
         alone = {place: rise for place, rise in zip(ahead, rises([[place] for place in ahead]), strict=True) if rise <= most}
-        order = [*sorted(alone, key=lambda place: alone[place] / gains[place]), *order] if alone else []
+        if not alone:
+            break
+        order = [*sorted(alone, key=lambda place: alone[place] / gains[place]), *order]
     return [parts[place] for place in chosen]
 
 

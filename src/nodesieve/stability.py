@@ -3,8 +3,8 @@
 Each further run draws its own noise, batches and bootstrap sample of the training examples; validation and test data stay those of the first run,
 so that the consensus can be measured on test data that no run has learned from. How alike two circuits are is said by the Jaccard index of the
 nodes kept at each level (shared / in either), beside the index that two random sets of the same sizes have in expectation: chance takes nodes of a
-level to be drawn one by one, though those of a head or block come together, so at the fine levels it is a lower bar than `random_by_layer` in
-`nodesieve.controls`.
+level to be drawn one by one and from all of the model, though those of a head or block come together and --within leaves fewer to draw from, so at
+the fine levels it is a lower bar than `random_by_layer` in `nodesieve.controls`.
 """
 
 from __future__ import annotations
