@@ -63,6 +63,12 @@ def test_a_refused_run_leaves_nothing_that_looks_like_one(model_directory: Path,
     assert not out.exists()
 
 
+def test_what_is_given_chooses_the_method_be_it_at_its_default(model_directory: Path, tmp_path: Path) -> None:
+    for place, flags in (("asked", {"method": "auto"}), ("left", {})):
+        assert nodesieve("discover", "--model", model_directory, "--out", tmp_path / place, *quick_flags(controller="kl_budget", **flags)) == 0
+        assert load_run(tmp_path / place).config.method == "multigranular"
+
+
 def test_lines_of_progress_tell_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     with ConsoleJournal(tmp_path, quiet=False) as journal:
