@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.models import LoadedModel
 from nodesieve.tasks import words
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell: tests that press Ctrl-C want it heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models are faster on one thread, and leave the other to whoever runs beside
 
 VOCABULARY = 97
