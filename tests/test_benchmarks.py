@@ -63,7 +63,9 @@ def test_no_unseen_name_is_in_the_task() -> None:
 
 @pytest.mark.parametrize("mode", step.MODES)
 def test_every_step_can_be_measured(mode: str) -> None:
-    assert set(step.measure(SHAPE, mode, batch=2, length=8, steps=8)) >= {"time", "memory"}  # that it runs; how fast is for benchmarks
+    found = step.measure(SHAPE, mode, batch=2, length=8, steps=8)
+    assert found["time"] > 0
+    assert found["memory"] >= 0
 
 
 @pytest.mark.parametrize("name", levers.LEVERS)

@@ -208,6 +208,7 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path, num
         assert process.returncode == 130
         assert b"the same command goes on" in said
         assert b"discover --resume" in said  # the run itself had the time to stop as it should
+        assert not (out / "nested-0" / "metrics.json").exists()
         return history(out / "nested-0")
 
     first = stopped_after(1)
