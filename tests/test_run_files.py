@@ -1,0 +1,73 @@
+"""A run's files: written whole, and refused in one line where they are no run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nodesieve as ns
+from command_line import FEW, QUICK
+from nodesieve.config import make_config
+from nodesieve.models import LoadedModel
+from nodesieve.run import write_text
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "content", "message"),
+    [
+        ("circuit.json", "format_version", 99, "expected a run of format 1"),
+        ("circuit.json", "format_version", "1", "expected a whole number under format_version in .*, got '1'"),
+        ("circuit.json", "thresholds", {}, "found nothing under thresholds"),
+        ("circuit.json", "thresholds", [1], "expected a JSON object under thresholds"),
+        ("metrics.json", "size", "0.1", "expected a number under size"),
+        ("circuit.json", "examples", None, "found nothing under examples"),
+        ("metrics.json", "full", None, "found nothing under full"),
+    ],
+)
+def test_files_that_are_no_runs_are_refused(finished: Path, tmp_path: Path, name: str, part: str, content: object, message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: content}))
+    with pytest.raises(ns.UserError, match=message):
+        ns.load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("circuit.json", "{}", "found nothing under format_version"),
+        ("history.jsonl", "1\n", "expected a JSON object with a step a line in .*, got 1"),
+        ("circuit.safetensors", None, "found none in '[^;]*$"),  # the run is finished, so nothing is said of going on
+    ],
+)
+def test_files_of_a_run_that_hold_nothing_are_refused(finished: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ns.UserError, match=message):
+        ns.load_run(tmp_path / "run")
+
+
+def test_files_are_whole_or_not_there_and_as_readable_as_the_user_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    before = os.umask(0o077)
+    try:
+        write_text(path, "old")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "n" * 100_000 + "\ud800")  # fails in the middle
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random"})).save(out)
+    return out
