@@ -122,6 +122,7 @@ def test_a_run_becomes_a_checkpoint_that_needs_nothing_of_ours(
     projection = load_run(run).circuit.masks["head_dim"][0].flatten()
     assert (alone.model.layers[0].self_attn.o_proj.weight.abs().sum(0) > 0).sum() == projection.sum()
     assert json.loads((out / "circuit.json").read_text())["task"] == "ioi"
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # weights are as readable as the rest
     assert export(run, out) == 2
     assert "expects a new or empty directory" in capsys.readouterr().err
     assert export(run, tmp_path / "nowhere" / "circuit") == 2

@@ -66,6 +66,13 @@ def test_files_are_whole_or_not_there_and_as_readable_as_the_user_has_it(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_all_files_of_a_run_are_as_readable_as_its_text(finished: Path, tmp_path: Path) -> None:
+    ns.load_run(finished).save(tmp_path / "run")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "run").iterdir()}
+    assert len(modes) > 3
+    assert set(modes.values()) == {modes["circuit.json"]}
+
+
 @pytest.fixture(scope="module")
 def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,9 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
     if not isinstance(held, Activations):
         raise UserError(f"--format hf expects an ablation by constants, mean or zero, got {problem.ablation_name}")
     model = without_closed(problem.model, circuit, held)
+    scratch = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
     try:
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        scratch.mkdir()
     except OSError as error:
         raise UserError(f"OUT expects a directory that can be made, could not make {str(out)!r}: {error.strerror}") from error
     try:
@@ -87,7 +88,8 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
             raise UserError(
                 f"expected the checkpoint to say what the gated model does, got logits that differ by {difference:.3g}; nothing was written"
             )
-        scratch.chmod(0o755)
+        for file in scratch.glob("*.safetensors"):  # which are written readable by nobody else
+            file.chmod((scratch / "config.json").stat().st_mode)
         scratch.replace(out)
     except OSError as error:
         raise UserError(f"OUT expects a directory that is new or empty, could not write {str(out)!r}: {error.strerror}") from error

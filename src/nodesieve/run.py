@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nodesieve.circuit import Circuit, count_nodes
@@ -89,7 +89,7 @@ class Run:
         tensors |= {f"whole.{level}": value.float() for level, value in (self.scores.wholes or {}).items()}
         with replacing(out / CIRCUIT) as scratch:
             own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # a method may give one tensor two meanings
-            save_file(own, scratch, metadata={"format": "pt"})
+            scratch.write_bytes(save(own, {"format": "pt"}))  # save_file's are readable by nobody else
         write_json(out / DESCRIPTION, {**self.description, "levels": levels, "thresholds": dict.fromkeys(levels, self.threshold)})
         write_json(out / METRICS, self.metrics)
         write_config(out, self.config)
@@ -273,7 +273,7 @@ class RunJournal(Journal):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
             numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak(), "devices": self.devices}
             numbers["of"] = self.of
-            save_file(tensors, scratch, metadata={"numbers": json.dumps(numbers)})
+            scratch.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
