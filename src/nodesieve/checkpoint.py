@@ -28,7 +28,7 @@ from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.models import Quiet
+from nodesieve.models import Quiet, write_checkpoint
 from nodesieve.nodes import PlaceGates, place_gates
 from nodesieve.problem import Problem
 from nodesieve.shrink import columns_of, in_each_part, live_first, rows_of, spread
@@ -72,9 +72,8 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
     except OSError as error:
         raise UserError(f"OUT expects a directory that can be made, could not make {str(out)!r}: {error.strerror}") from error
     try:
+        write_checkpoint(scratch, model, tokenizer)
         with Quiet():
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
             again = type(model).from_pretrained(scratch, dtype=model.dtype, use_safetensors=True)
         for name, content in beside.items():
             (scratch / name).write_text(content, "utf-8")
@@ -88,8 +87,6 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
             raise UserError(
                 f"expected the checkpoint to say what the gated model does, got logits that differ by {difference:.3g}; nothing was written"
             )
-        for file in scratch.glob("*.safetensors"):  # which are written readable by nobody else
-            file.chmod((scratch / "config.json").stat().st_mode)
         scratch.replace(out)
     except OSError as error:
         raise UserError(f"OUT expects a directory that is new or empty, could not write {str(out)!r}: {error.strerror}") from error

@@ -12,9 +12,8 @@ import hashlib
 import importlib.util
 import io
 import os
+import secrets
 import shutil
-import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,30 +166,50 @@ def _digest(file: Path) -> str:
 
 def _converted(file: Path, digest: str) -> Path:
     """Convert a GGUF file to a directory of safetensors, once; the directory appears whole or not at all."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     target = cache_directory() / "converted" / f"{file.stem}-{digest[:16]}"
     if (target / "config.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    model, tokenizer = _read_gguf(file)
+    scratch = target.with_name(f".converting-{secrets.token_hex(4)}")
     try:
-        options: dict[str, Any] = {"gguf_file": file.name}
-        with Quiet():
-            model = AutoModelForCausalLM.from_pretrained(str(file.parent), quantization_config=GgufConfig(dequantize=True), **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
-            tokenizer.save_pretrained(scratch)
-            model.save_pretrained(scratch)
+        scratch.mkdir(parents=True)
+        write_checkpoint(scratch, model, tokenizer)
         if target.exists():
             shutil.rmtree(target)
         scratch.replace(target)
-    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+    except (OSError, SafetensorError) as error:
         if (target / "config.json").is_file():  # another process was faster
             return target
-        raise UserError(f"could not convert {str(file)!r}, expected a GGUF file that transformers reads: {_first_line(error)}") from error
+        raise UserError(
+            f"expected a place for the weights of {str(file)!r}, could not write {str(target)!r}: {_first_line(error)}; set NODESIEVE_CACHE"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def write_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with Quiet():
+        tokenizer.save_pretrained(directory)
+        model.save_pretrained(directory)
+    for file in directory.glob("*.safetensors"):  # which come readable by nobody else
+        file.chmod((directory / "config.json").stat().st_mode)
+
+
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    name, place = str(file), {"gguf_file": file.name}
+    try:
+        with Quiet():
+            model, told = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), quantization_config=GgufConfig(dequantize=True), output_loading_info=True, **place
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **place)
+    except Exception as error:  # a damaged file meets readers that raise anything
+        raise UserError(f"could not convert {name!r}, expected a GGUF file that transformers reads: {_first_line(error)}") from error
+    _refuse_gaps(told, name)
+    return model, tokenizer
 
 
 def _from_pretrained(

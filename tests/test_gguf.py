@@ -1,0 +1,120 @@
+"""A tiny Llama as a GGUF file: it says what it said before, is converted once, and is refused where the file is damaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFWriter
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedModel
+
+import nodesieve as ns
+from command_line import nodesieve
+from conftest import random_tokens, tiny_model
+
+BLOCK = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+WORDS = ["<|endoftext|>", *sorted(ByteLevel.alphabet()), "Ġd"]
+
+
+def write_gguf(path: Path, model: PreTrainedModel, *, without: Iterable[str] = (), merge: str = "Ġ d") -> None:
+    """The model's weights under the names, and in the order of rotary dimensions, that GGUF files of Llamas have."""
+    config: Any = model.config
+    writer = GGUFWriter(path, "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(WORDS)
+    writer.add_token_types([3] + [1] * (len(WORDS) - 1))
+    writer.add_token_merges([merge])
+    writer.add_eos_token_id(0)
+    names = OUTSIDE | {f"model.layers.{i}.{ours}": f"blk.{i}.{theirs}" for i in range(config.num_hidden_layers) for ours, theirs in BLOCK.items()}
+    for ours, theirs in names.items():
+        if ours in without:
+            continue
+        weight = model.get_submodule(ours).weight.detach()
+        if theirs.endswith(("attn_q", "attn_k")):
+            weight = weight.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{theirs}.weight", weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    monkeypatch.setenv("NODESIEVE_CACHE", str(tmp_path / "cache"))
+    return tiny_model("llama", vocabulary=len(WORDS))
+
+
+@torch.no_grad()
+def test_a_gguf_file_says_what_the_model_did_and_is_converted_once(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, model)
+    loaded = ns.load_model(str(file))
+    tokens = random_tokens(vocabulary=len(WORDS))
+    torch.testing.assert_close(loaded.model(**vars(tokens)).logits, model(**vars(tokens)).logits)
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.tokenizer("a dog")["input_ids"]) == ["a", "Ġd", "o", "g"]
+    assert (loaded.revision or "").startswith("sha256:")
+    monkeypatch.setattr("nodesieve.models._read_gguf", None)  # a second conversion would fail
+    again = ns.load_model(str(file))
+    assert again.revision == loaded.revision
+    (kept,) = (tmp_path / "cache" / "converted").iterdir()
+    assert kept.name == f"tiny-{str(loaded.revision).removeprefix('sha256:')}"
+    assert len({path.stat().st_mode for path in kept.iterdir()}) == 1  # weights are as readable as the rest
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"without": ["model.layers.1.mlp.up_proj"]}, "expected all weights of the model in .*, found none for model.layers.1.mlp.up_proj.weight"),
+        ({"merge": "Ġ d o"}, "could not convert .*, expected a GGUF file that transformers reads"),
+        ({"share": 0.5}, "could not convert .*, expected a GGUF file that transformers reads"),
+        ({"share": 0.01}, "could not convert .*, expected a GGUF file that transformers reads"),
+    ],
+)
+def test_a_damaged_gguf_file_is_refused_and_nothing_kept(
+    damage: dict[str, Any], message: str, model: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = damage.get("share", 1.0)
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, model, **{name: value for name, value in damage.items() if name != "share"})
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert nodesieve("check-model", file) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_nothing_can_be_kept_that_is_said(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", model)
+    monkeypatch.setenv("NODESIEVE_CACHE", str(tmp_path / "tiny.gguf"))  # a file, in which nothing can be made
+    assert nodesieve("check-model", tmp_path / "tiny.gguf") == 2
+    assert "could not write" in capsys.readouterr().err
