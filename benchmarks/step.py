@@ -136,7 +136,8 @@ def build(name: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from nodesieve.models import PACKAGED_MODELS, load_model
+    from nodesieve.models import load_model
+    from nodesieve.weights import PACKAGED_MODELS
 
     if name in PACKAGED_MODELS:
         return load_model(name).model

@@ -10,10 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from command_line import nodesieve
-from nodesieve.models import LoadedModel
+from conftest import tiny_model
+from nodesieve.errors import UnusedWeightsWarning, UserError
+from nodesieve.models import LoadedModel, load_model
+from nodesieve.verify import gate
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,9 +68,29 @@ def _pointer(directory: Path) -> None:
     (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def _with(directory: Path, **more: Tensor) -> None:
+    weights = load_file(directory / "model.safetensors")
+    save_file(weights | {name.replace("__", "."): weight for name, weight in more.items()}, directory / "model.safetensors", {"format": "pt"})
+
+
+def _with_biases(directory: Path) -> None:
+    _with(directory, model__layers__0__self_attn__q_proj__bias=torch.ones(32))
+
+
+def _with_an_adapter(directory: Path) -> None:
+    _with(directory, model__layers__0__mlp__up_proj__lora_A__weight=torch.ones(2, 32))
+
+
+def _with_another_layer(directory: Path) -> None:
+    _with(directory, model__layers__3__mlp__up_proj__weight=torch.ones(48, 32))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (_with_biases, "it has none for model.layers.0.self_attn.q_proj.bias in"),
+        (_with_an_adapter, "it has none for model.layers.0.mlp.up_proj.lora_A.weight in .* adapters merged"),
+        (_with_another_layer, "it has none for model.layers.3.mlp.up_proj.weight in"),
         (_cut, "could not load"),
         (_pointer, "a Git LFS pointer"),
         (_without_a_weight, "expected all weights of the model in .* found none for model.layers.1.mlp.up_proj.weight"),
@@ -83,3 +108,26 @@ def test_damaged_models_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert re.search(said, error)
     assert error.count("\n") == 1
+
+
+def test_weights_of_what_the_model_has_not_are_left_out_with_a_word(model_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_directory, tmp_path / "model")
+    _with(tmp_path / "model", v_head__summary__weight=torch.ones(1, 32), model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
+    with pytest.warns(UnusedWeightsWarning, match=r"not of this model and are left out: v_head.summary.weight$"):
+        gate(load_model(str(tmp_path / "model")).model)
+
+
+def test_numbers_that_float16_cannot_hold_are_an_error(model_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_directory, tmp_path / "model")
+    _with(tmp_path / "model", model__norm__weight=torch.full((32,), 6e4))
+    gate(load_model(str(tmp_path / "model")).model)
+    with pytest.raises(UserError, match=r"expected numbers as logits, got (nan|inf) in float16: .* Use bfloat16 or float32"):
+        gate(load_model(str(tmp_path / "model"), dtype="float16").model)
+
+
+def test_a_model_that_is_not_told_positions_is_refused() -> None:
+    model = tiny_model("gpt2")
+    forward = model.forward
+    model.forward = lambda input_ids, attention_mask, use_cache=None, cache=None: forward(input_ids, attention_mask=attention_mask)  # as wrappers do
+    with pytest.raises(UserError, match=r"padding in front of a prompt changes nothing; got: .* does its forward take position_ids"):
+        gate(model)

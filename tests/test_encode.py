@@ -45,6 +45,12 @@ def test_a_word_that_the_tokenizer_does_not_know_is_no_token(tokenizer: PreTrain
     assert not is_one_token(tokenizer, " Marysville")
 
 
+def test_answers_that_the_tokenizer_does_not_know_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    bad = Example(clean="While Mary gave", corrupted="While John gave", answers=(" Marysville",), distractors=(" John",))
+    with pytest.raises(UserError, match=r"expected answers that the tokenizer knows, got ' Marysville', which it reads as '\[UNK\]'"):
+        encode(one_task(GAVE, bad), tokenizer, aligned=True, device=torch.device("cpu"))
+
+
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     bad = Example(clean="While Mary gave", corrupted="While John gave", answers=(10**6,), distractors=(3,))
     with pytest.raises(UserError, match=r"expected token ids from 0 to .* got 1000000 .* another tokenizer"):

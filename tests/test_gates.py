@@ -128,6 +128,15 @@ def test_metrics_worked_out_by_hand() -> None:
     assert float(cutoff_sharpness(logits, batch((1, 0), (3, 2)))) == pytest.approx(0.15)
 
 
+def test_tokens_that_the_full_model_rules_out_add_nothing_to_the_kl() -> None:
+    full = torch.tensor([[0.0, 1.0, -math.inf]])
+    circuit = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
+    kl = kl_divergence(full, circuit)
+    torch.testing.assert_close(kl, kl_divergence(full[:, :2], circuit[:, :2]))
+    (gradient,) = torch.autograd.grad(kl.sum(), circuit)
+    assert bool(gradient.isfinite().all())
+
+
 def test_faithfulness_is_not_clipped_and_none_without_a_span() -> None:
     assert faithfulness(circuit=3.0, full=2.0, ablated=1.0) == 2.0
     assert faithfulness(circuit=3.0, full=1.0, ablated=1.0) is None

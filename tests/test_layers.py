@@ -41,6 +41,7 @@ ORDER = [
     "in_one",
     "hooks",
     "models",
+    "weights",
     "controllers",
     "ablations",
     "scores",

@@ -27,6 +27,29 @@ def test_heads_and_neurons_of_common_families_can_be_cut(name: str) -> None:
     assert found.heads is not None
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "codegen", "persimmon"])
+def test_sixteen_bits_tell_layouts_apart_also_where_logits_have_much_in_common(name: str, seed: int) -> None:
+    model = tiny_model(name, seed=seed).requires_grad_(False)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+    torch.nn.init.normal_(last.bias, std=3.0, generator=torch.Generator().manual_seed(seed))  # some tokens are likelier than others everywhere
+    gated = GatedModel(model)
+    assert gated.cutter.heads is not None
+    copied = gated.in_dtype(torch.bfloat16)
+    assert copied.cutter.heads is gated.cutter.heads
+    assert GatedModel(copied.model).cutter.heads is gated.cutter.heads
+
+
+def test_a_copy_in_sixteen_bits_keeps_rotary_frequencies() -> None:
+    gated = GatedModel(tiny_model("llama"))
+    copied = gated.in_dtype(torch.bfloat16)
+    frequencies = {name: buffer for name, buffer in copied.model.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies.values())
+    assert all(parameter.dtype == torch.bfloat16 for parameter in copied.model.parameters())
+    assert copied.passes is gated.passes
+
+
 def test_a_cut_model_gives_the_same_logits_and_gradients(any_model: GatedModel) -> None:
     clean, corrupted = random_tokens(seed=0), Tokens(input_ids=random_tokens(seed=1).input_ids, attention_mask=random_tokens().attention_mask)
     generator = torch.Generator().manual_seed(3)

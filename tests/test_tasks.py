@@ -182,6 +182,16 @@ def write_csv(rows: Rows, good: str, bad: str) -> str:
     return out.getvalue()
 
 
+def write_csv_of_lists(rows: Rows) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["clean", " corrupted", "answers ", " distractors"])  # as people space them
+    writer.writerows(
+        [row["clean"], row["corrupted"], *(json.dumps(row[key], ensure_ascii=False) for key in ("answers", "distractors"))] for row in rows
+    )
+    return out.getvalue()
+
+
 def prompts(rows: Rows, indent: int | None) -> str:
     renamed = [{"clean": r["clean"], "corrupt": r["corrupted"], "answers": r["answers"], "wrong_answers": r["distractors"]} for r in rows]
     return json.dumps({"seq_labels": None, "prompts": renamed}, indent=indent, ensure_ascii=False)
@@ -194,6 +204,7 @@ FORMATS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[R
     "csv with ids": (with_ids, lambda rows: write_csv(rows, "correct_idx", "incorrect_idx")),
     "csv with other ids": (with_ids, lambda rows: write_csv(rows, "clean_answer_idx", "corrupted_answer_idx")),
     "csv with text": (one_answer, lambda rows: write_csv(rows, "answer", "distractor")),
+    "csv with lists": (dict, write_csv_of_lists),
     "tags": (
         tagged,
         lambda rows: "".join(
@@ -273,6 +284,9 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ('{"clean": "\\ud800", "answers": ["x"]}\n', "half a surrogate pair"),
         ('{"clean": "a", "answers": ["\\ud800"]}\n', "under 'answers' .* half a surrogate pair"),
         ("clean,corrupted,answer,clean\na,b,x,c\n", "line 1: expected each column once, got 'clean' twice"),
+        ('{"clean": "a <predict>x</predict>", "answers": ["x"]}\n', "expected answers under 'answers' or in a <predict> tag, got both"),
+        ("clean,answers\na,\"[' he', ' she']\"\n", "line 2: expected text or a JSON list such as .* under 'answers', got .*he"),
+        ("clean,answers\na,[1]\n", "line 2: expected text or a JSON list such as"),
         ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
     ],
 )

@@ -28,10 +28,10 @@ from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.models import Quiet, write_checkpoint
 from nodesieve.nodes import PlaceGates, place_gates
 from nodesieve.problem import Problem
 from nodesieve.shrink import columns_of, in_each_part, live_first, rows_of, spread
+from nodesieve.weights import Quiet, write_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

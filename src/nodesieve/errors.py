@@ -1,4 +1,4 @@
-"""The one exception that users meet, a warning, and how a command is stopped and ends then.
+"""The one exception that users meet, warnings, and how a command is stopped and ends then.
 
 A `UserError` says what was expected, what came, and what to do, in one line. The command line prints it without a traceback
 and exits with code `EXIT_BAD_INPUT`; from Python it is an ordinary `ValueError`.
@@ -16,7 +16,15 @@ class UserError(ValueError):
     """Input that cannot be used: a file, an option, a model."""
 
 
-class UnknownFamilyWarning(UserWarning):
+class ModelWarning(UserWarning):
+    """What a user should know of a model that is used all the same."""
+
+
+class UnusedWeightsWarning(ModelWarning):
+    """A checkpoint holds weights of parts that the model has not, such as a value head."""
+
+
+class UnknownFamilyWarning(ModelWarning):
     """A model of a family without a row was read by its structure. Every check passed, but nobody has looked at the family itself."""
 
 

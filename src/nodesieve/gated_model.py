@@ -10,9 +10,12 @@ are put back as they were.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +23,9 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import Activations, Corrupted, Recorder
-from nodesieve.architectures import Architecture, resolve
+from nodesieve.architectures import Architecture, locate, resolve
 from nodesieve.batches import Tokens
+from nodesieve.errors import UserError
 from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
@@ -33,6 +37,8 @@ from nodesieve.shrink import Cutter, Shrunk, find_cutter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+FREQUENCIES = ("inv_freq", "embed_positions")  # what transformers calls the buffers that rotate queries and keys, or ends their names with
 
 
 class GatedModel:
@@ -69,12 +75,23 @@ class GatedModel:
     def device(self) -> torch.device:
         return torch.device(self.model.device)
 
+    def in_dtype(self, dtype: torch.dtype) -> GatedModel:
+        """A copy in another dtype, on the same account of passes. Rotary frequencies stay as they are, as where transformers loads a checkpoint: to
+        16 bits, distant positions would be others."""
+        model = copy.deepcopy(self.model).to(dtype)
+        for own, other in zip(model.modules(), self.model.modules(), strict=True):
+            own._buffers.update({name: buffer for name, buffer in other._buffers.items() if name.endswith(FREQUENCIES)})
+        copied = GatedModel(model, locate(model, self.architecture.family))
+        copied.passes = self.passes
+        copied.cutter = replace(self.cutter, architecture=copied.architecture)  # more digits tell more
+        return copied
+
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> Tensor:
         """The model as it is: logits at each prompt's last token, (B, V) in float32 (float64 for a float64 model)."""
         self.passes.forward += len(tokens.input_ids)
         with self._frozen():
-            return self._run(tokens)
+            return self._numbers(self._run(tokens))
 
     @torch.no_grad()
     def record(self, tokens: Tokens) -> Activations:
@@ -129,13 +146,22 @@ class GatedModel:
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
                 self.passes.forward += count * (values.held is None)
-                return self._in_lockstep(tokens, gatings, values, recompute)
+                return [self._numbers(logits) for logits in self._in_lockstep(tokens, gatings, values, recompute)]
             values = self.record(values.tokens)
         alone = learning and self._answer_alone(tokens)
         with self._activations_in_one() if learning else nullcontext():
             first = self._gated(tokens, gatings[0], values, recompute=recompute, answer_alone=alone)
             with torch.no_grad():
-                return [first, *(self._gated(tokens, gating, values, recompute=False, answer_alone=alone) for gating in gatings[1:])]
+                others = [self._gated(tokens, gating, values, recompute=False, answer_alone=alone) for gating in gatings[1:]]
+        return [self._numbers(logits) for logits in (first, *others)]
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        """The same, if they are any: NaN elsewhere stands for what an example has not, and means leave it out."""
+        most = float(logits.detach().amax())
+        if not most < math.inf:
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise UserError(f"expected numbers as logits, got {most:g} in {dtype}: are they too large for it? Use bfloat16 or float32 (--dtype)")
+        return logits
 
     def _gated(self, tokens: Tokens, gating: Gating, values: Activations, *, recompute: bool, answer_alone: bool) -> Tensor:
         @contextmanager

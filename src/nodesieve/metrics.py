@@ -5,6 +5,7 @@ Names follow DESIGN: kl in nats, logit_diff, accuracy, exact_match, faithfulness
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ def in_percent(share: float) -> str:
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
     """KL(full || circuit) of each example in nats: logits (B, V), (B, V) -> (B,)."""
     log_p, log_q = functional.log_softmax(full, -1), functional.log_softmax(circuit, -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0).sum(-1)  # what the full model rules out adds nothing
 
 
 def logit_difference(logits: Tensor, batch: Batch) -> Tensor:

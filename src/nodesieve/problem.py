@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import ABLATIONS, Ablation, Activations, Corrupted
-from nodesieve.architectures import locate
 from nodesieve.batches import Batch, Split, mix, order_of
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
@@ -66,10 +64,8 @@ class Problem:
         if dtype == self.model.model.dtype:
             return self
         if dtype not in self._copies:
-            model = copy.deepcopy(self.model.model).to(dtype)
-            copied = GatedModel(model, locate(model, self.model.architecture.family))
-            copied.passes = self.model.passes  # one account for both
-            self._copies[dtype] = Problem(copied, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
+            model = self.model.in_dtype(dtype)
+            self._copies[dtype] = Problem(model, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
             self._copies[dtype].remember = self.remember
         return self._copies[dtype]
 

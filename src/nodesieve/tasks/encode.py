@@ -230,6 +230,9 @@ class _Encoder:
                 self._known[answer] = tuple(ids)
                 if not self._known[answer]:
                     raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")
+                unknown = self._tokenizer.unk_token
+                if unknown is not None and self._tokenizer.unk_token_id in ids and unknown not in answer:
+                    raise UserError(f"expected answers that the tokenizer knows, got {answer!r}, which it reads as {unknown!r}")
         return self._known[answer]
 
     def _texts(self, answers: tuple[Answer, ...]) -> tuple[str, ...]:

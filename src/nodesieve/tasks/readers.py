@@ -182,7 +182,9 @@ def _read_lines(text: str, path: str) -> Iterator[Row]:
             raise UserError(f"{at}: expected a JSON object, got {line[:60]!r} ({error})") from error
         if not isinstance(row, Mapping):
             raise UserError(f"{at}: expected a JSON object, got {type(row).__name__}")
-        yield _row(row, at, line=number) if "answers" in row or not _is_tagged(row) else _tagged_row(row, at, line=number)
+        if "answers" in row and _is_tagged(row):
+            raise UserError(f"{at}: expected answers under 'answers' or in a <predict> tag, got both")
+        yield _tagged_row(row, at, line=number) if _is_tagged(row) else _row(row, at, line=number)
 
 
 def _row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
@@ -276,7 +278,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
     above = len(_lines(text[: len(text) - len(body)])) - 1  # empty lines before the header
     reader = csv.DictReader(io.StringIO(body, newline=""), strict=True)
     try:
-        header = list(reader.fieldnames or ())
+        header = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)
         if pair is None:
             got = ", ".join(map(repr, header))  # a quote out of place makes the lines below it part of a column's name
@@ -291,12 +293,11 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             at = f"{path}, line {line}"
             if None in record or None in record.values():
                 raise UserError(f"{at}: expected {len(header)} fields, got {'more' if None in record else 'fewer'}")
-            ids = good.endswith("_idx")
             row = {
                 "clean": record["clean"],
                 "corrupted": record.get("corrupted") or None,
-                "answers": _cell(record[good], ids, good, at),
-                "distractors": _cell(record[bad], ids, bad, at) if record.get(bad) else None,
+                "answers": _cell(record[good], good, at),
+                "distractors": _cell(record[bad], bad, at) if record.get(bad) else None,
                 "split": record.get("split") or None,
             }
             yield _row(row, at, line=line)
@@ -304,17 +305,20 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
         raise UserError(f"{path}, line {above + reader.line_num}: expected CSV, got {error}") from error
 
 
-def _cell(text: str, ids: bool, column: str, at: str) -> Any:
-    """A token id, a list of them, or the text of an answer."""
-    if not ids:
+def _cell(text: str, column: str, at: str) -> Any:
+    """A token id or a list of them, or the text of an answer; under a name in the plural a JSON list of such texts, too."""
+    ids, listed = column.endswith("_idx"), column.endswith("s") and text.strip().startswith("[") and text.strip().endswith("]")
+    if not ids and not listed:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+    if ids and not (values and all(isinstance(item, int) and not isinstance(item, bool) for item in values)):
         raise UserError(f"{at}: expected a token id under {column!r}, got {text[:40]!r}")
+    if listed and not all(isinstance(item, str) for item in values):
+        raise UserError(f'{at}: expected text or a JSON list such as [" he", " she"] under {column!r}, got {text[:40]!r}')
     return values
 
 
@@ -381,7 +385,7 @@ def _is_prompts(text: str) -> bool:
 
 
 def _is_csv(text: str) -> bool:
-    header = [name.strip('"') for name in _lines(text.lstrip())[0].split(",")]
+    header = [name.strip(' "') for name in _lines(text.lstrip())[0].split(",")]
     return "clean" in header and len(header) > 1
 
 
