@@ -191,6 +191,7 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         (["discover", "--steps", "many"], "'many' is not a valid integer"),
         (["discover", "--levels", "head,brain"], "mlp_output, embedding, got head, brain\n"),
         (["discover", "--penalties", "head"], "expected LEVEL=NUMBER pairs"),
+        (["discover", "--penalties", "head=1,head=2"], "expected each level once, got 'head' twice"),
         (["discover", "--penalties", "brain=1"], "expected level names"),
         (["discover", "--penalties", "head=-1,layer=2"], "penalties expects numbers of at least 0, got head=-1\n"),
         (["discover", "--within", ".", "--method", "fisher"], "within expects method hybrid, sieve, multigranular, got fisher"),
@@ -350,6 +351,12 @@ def test_a_circuit_in_other_weights_is_measured_and_exported_with_a_word_about_i
     ):
         assert nodesieve(*command, "--model", other) == 0
         assert "are not those that the circuit was found in" in capsys.readouterr().err
+    tiny_model("mixtral", vocabulary=len(loaded.tokenizer)).save_pretrained(tmp_path / "routed")
+    loaded.tokenizer.save_pretrained(tmp_path / "routed")
+    (tmp_path / "mib.json").unlink()
+    assert nodesieve("export", out, tmp_path / "mib.json", "--model", tmp_path / "routed") == 2
+    assert "expected a circuit of this model, which has" in capsys.readouterr().err
+    assert not (tmp_path / "mib.json").exists()
 
 
 def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,20 @@ def test_options_of_learned_gates_choose_them(options: dict[str, Any], method: s
     assert config.penalties == {**{"sieve": PRICES, "hybrid": BOTH}.get(method, PENALTIES), **options.get("penalties", {})}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "option steps: input should be greater than or equal to 1, got -1"),
+        ({"stepz": 1}, "option stepz: unexpected keyword argument, got 1"),
+        ({"target_size": 0.3}, "target_size expects controller target_size, got kl_budget; for a size by any method, use keep"),
+    ],
+)
+def test_options_in_python_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        DiscoverConfig(**options)
+    assert str(error.value) == message
+
+
 def test_a_target_size_is_a_size_to_keep() -> None:
     config = make_config({"controller": "target_size", "target_size": 0.3})
     assert (config.method, config.size, config.polish) == ("multigranular", 0.3, False)

@@ -29,6 +29,8 @@ def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     [
         (lambda logits, batch: logits[:, 0] * math.nan, "expected a loss that gives finite numbers"),
         (lambda logits, batch: logits[:, 0].mean(), r"expected a loss that gives one number an example, shape \(\d+,\), got shape \(\)"),
+        (lambda logits, batch: logits.detach()[:, 0], "expected a loss that gives a tensor with a gradient to the logits, got one without"),
+        (lambda logits, batch: [0.0] * len(logits), "expected a loss that gives a tensor with a gradient to the logits, got list"),
         (lambda logits, batch: logits[:, :1], r"got shape \(\d+, 1\)"),
     ],
 )

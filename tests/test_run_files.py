@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import nodesieve as ns
-from command_line import FEW, QUICK
+from command_line import FEW, QUICK, nodesieve
 from nodesieve.config import make_config
 from nodesieve.models import LoadedModel
 from nodesieve.run import write_text
@@ -71,6 +73,58 @@ def test_all_files_of_a_run_are_as_readable_as_its_text(finished: Path, tmp_path
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "run").iterdir()}
     assert len(modes) > 3
     assert set(modes.values()) == {modes["circuit.json"]}
+
+
+def test_a_run_is_not_saved_over_another_unless_that_is_said(finished: Path, tmp_path: Path) -> None:
+    run, out = ns.load_run(finished), tmp_path / "run"
+    run.save(out)
+    (out / "report.html").write_text("of what was here")
+    with pytest.raises(ns.UserError, match=r"already holds a run .metrics.json.; choose another directory, or save with overwrite=True"):
+        run.save(out)
+    assert (out / "report.html").is_file()
+    run.save(out, overwrite=True)
+    assert not (out / "report.html").exists()
+    with pytest.raises(ns.UserError, match="expected a directory that can be made"):
+        run.save(out / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("head_dim", (6,), "expected a circuit's tensors in .*, got other shapes"),
+        ("mlp_output", (3,), "expected a circuit's tensors in .*, got other shapes"),
+        ("layer", (2,), r"expected layer of \(3,\) in .*, got \(2,\)"),
+        ("score.head", (3, 1), r"expected score.head of \(3, 4\) in .*, got \(3, 1\)"),
+    ],
+)
+def test_circuits_of_other_shapes_are_refused(finished: Path, tmp_path: Path, name: str, shape: tuple[int, ...], message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "circuit.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: torch.ones(shape, dtype=tensors[name].dtype)}, path)
+    with pytest.raises(ns.UserError, match=message):
+        ns.load_run(tmp_path / "run")
+
+
+def test_a_report_of_files_that_lack_something_is_refused_in_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    description = json.loads((tmp_path / "run" / "circuit.json").read_text())
+    del description["versions"]
+    (tmp_path / "run" / "circuit.json").write_text(json.dumps(description))
+    assert nodesieve("report", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "expected whole files of a run in" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_made_in_python_says_how_its_examples_were_drawn(loaded: LoadedModel, model_directory: Path, tmp_path: Path) -> None:
+    few = {**FEW, "seed": 3}
+    task = ns.load_task("ioi", loaded.tokenizer, **few)
+    options = {name: value for name, value in QUICK.items() if name not in FEW}
+    run = ns.discover(ns.load_model(model_directory), task, make_config({**options, "method": "random"}))
+    assert run.config.seed_of_data == 3
+    run.save(tmp_path / "run")
+    assert nodesieve("evaluate", tmp_path / "run") == 0
 
 
 @pytest.fixture(scope="module")

@@ -348,5 +348,11 @@ def test_records_with_columns_of_other_names_and_datasets_by_split(tokenizer: Pr
     assert [len(load_task(by_split, tokenizer, columns=columns).splits[split]) for split in SPLITS] == [5, 4, 11]
     with pytest.raises(UserError, match="record 1: expected a column 'question'"):
         load_task(records, tokenizer, columns={**columns, "clean": "question"})
+    with pytest.raises(UserError, match="records, validation record 1: expected no prompt in two splits, got one that is in train too"):
+        load_task({**by_split, "validation": records[:4]}, tokenizer, columns=columns)
+    with pytest.raises(UserError, match="expected a task's name, a file or records, got 5"):
+        load_task(5, tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="train_size expects a number of at least 1, got -1"):
+        load_task("ioi", tokenizer, train_size=-1)
     with pytest.raises(UserError, match="columns expects keys among"):
         load_task(records, tokenizer, columns={"answer": "target"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nodesieve.architectures import Architecture
+from nodesieve.errors import UserError
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
 
@@ -116,3 +117,9 @@ def _parameters(circuit: Circuit, architecture: Architecture) -> int:
     experts = circuit.masks["expert"].sum(-1)  # (L,)
     routed = int(experts.sum()) * costs.expert_inputs + costs.expert_neurons * int((experts * outputs).sum())
     return attention + mlp + routed + int((experts > 0).sum()) * costs.router
+
+
+def refuse_other_nodes(circuit: Circuit, nodes: NodeSpace) -> None:
+    """Raise UserError where the circuit is of a model with other nodes."""
+    if circuit.nodes != nodes:
+        raise UserError(f"expected a circuit of this model, which has {nodes}, got one of a model that has {circuit.nodes}")

@@ -5,9 +5,10 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from nodesieve.errors import UserError
 from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 
+_T = TypeVar("_T")
 PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
 MethodName = Literal[
@@ -79,6 +81,26 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods
 }
 
 
+def _refusing_in_one_line(cls: type[_T]) -> type[_T]:
+    """What the class refuses becomes a UserError, the first of it in one line."""
+    check = cls.__init__
+
+    @functools.wraps(check)
+    def init(self: _T, *arguments: Any, **options: Any) -> None:
+        try:
+            check(self, *arguments, **options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "options"
+            message = first["msg"].removeprefix("Value error, ")
+            came = "" if first["type"] == "value_error" else f", got {first['input']!r}"  # our own messages say it themselves
+            raise UserError(f"option {name}: {message[0].lower() + message[1:]}{came}" if first["loc"] else message) from error
+
+    cls.__init__ = init  # type: ignore[assignment, method-assign]
+    return cls
+
+
+@_refusing_in_one_line
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class DiscoverConfig:
     """Options of `discover`. A number a level is given for the levels that differ from the default, e.g. `{"head": 1.0}`."""
@@ -330,14 +352,7 @@ def make_config(options: Mapping[str, Any]) -> DiscoverConfig:
     for name in options:
         if name not in known:
             raise UserError(f"expected options among {', '.join(known)}; got {name!r}")
-    try:
-        return DiscoverConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "options"
-        message = first["msg"].removeprefix("Value error, ")
-        came = "" if first["type"] == "value_error" else f", got {first['input']!r}"  # our own messages say it themselves
-        raise UserError(f"option {name}: {message[0].lower() + message[1:]}{came}" if first["loc"] else message) from error
+    return DiscoverConfig(**options)
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

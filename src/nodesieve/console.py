@@ -232,7 +232,7 @@ def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> 
     for name in columns[1]:
         full, circuit, ablated = (_number(column.get(name)) for column in columns)
         ends = intervals.get(name)
-        table.add_row(name, full, circuit, "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}", ablated)
+        table.add_row(name, full, circuit, "-" if ends is None else " to ".join(map(_number, ends)), ablated)
     _show(table)
 
 
@@ -242,4 +242,4 @@ def _table(title: str) -> Table:
 
 
 def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"  # without the sign of a zero

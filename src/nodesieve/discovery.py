@@ -52,7 +52,7 @@ def discover(
         loaded: from `load_model`.
         task: from `load_task`.
         config: options; by default those of `DiscoverConfig`. Its `device` only describes the run; `model`, `task` and `dtype` become what
-            `loaded` and `task` are.
+            `loaded` and `task` are, and so do the sizes and the seed that `load_task` was given.
         journal: where progress and checkpoints go; by default nowhere.
         loss: what the circuit is to keep low instead of KL(full || circuit): takes the gated model's logits at the answer (B, V) and a
             `nodesieve.batches.Batch`, gives one number an example (B,). Budget, controller and selection then go by it; the KL is still reported.
@@ -129,9 +129,19 @@ def discover(
 
 
 def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -> DiscoverConfig:
-    """Options that name the model and the task at hand, so that what is written of the run finds them again."""
+    """Options that name the model and the task at hand, so that what is written of the run finds them again.
+
+    Raises:
+        UserError: one of the three is something else.
+    """
+    for what, given, kind in (("a model from load_model", loaded, LoadedModel), ("a task from load_task", task, Task)):
+        if not isinstance(given, kind):
+            raise UserError(f"discover expects {what}, got {type(given).__name__}")
+    if not isinstance(config, DiscoverConfig):
+        raise UserError(f"discover expects options as a DiscoverConfig, got {type(config).__name__}")
+    drawn: dict[str, Any] = {name: value for name, value in task.drawn.items() if name != "data_seed" or value != config.seed_of_data}
     dtype: Any = str(loaded.model.dtype).removeprefix("torch.")
-    return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype)
+    return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype, **drawn)
 
 
 def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journal, weights: str) -> Circuit | None:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from nodesieve.batches import Batch, order_of
-from nodesieve.circuit import Circuit
+from nodesieve.circuit import Circuit, refuse_other_nodes
 from nodesieve.config import AblationName
-from nodesieve.errors import UserError
 from nodesieve.metrics import EXTRA_METRICS, at_places, faithfulness, kl_divergence, logit_difference, resampled_places
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
@@ -67,8 +66,7 @@ def problem_of(
         refuse_other_examples(run.description, own, averaged)
         task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
     problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation or run.config.ablation), splits=splits)
-    if run.circuit.nodes != problem.nodes:
-        raise UserError(f"expected a circuit of this model, which has {problem.nodes}, got one of a model that has {run.circuit.nodes}")
+    refuse_other_nodes(run.circuit, problem.nodes)
     return problem
 
 

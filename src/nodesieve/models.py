@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str = "smollm2-135m",
+    name: str | Path = "smollm2-135m",
     *,
     revision: str | None = None,
     device: str = "auto",
@@ -56,7 +57,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
-    where = pick_device(device)
+    where, name = pick_device(device), str(name)
     source, found_revision = source_of(name, revision)
     model, tokenizer = read_checkpoint(source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, name=name)
     model = model.to(where).eval().requires_grad_(False)

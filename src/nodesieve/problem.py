@@ -83,6 +83,9 @@ class Problem:
         if self._loss is None:
             return kl_divergence(full, logits)
         found = self._loss(logits, batch)
+        if not isinstance(found, Tensor) or (logits.requires_grad and not found.requires_grad):
+            got = "one without" if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"expected a loss that gives a tensor with a gradient to the logits, got {got}")
         if found.shape != logits.shape[:1]:
             raise UserError(f"expected a loss that gives one number an example, shape {tuple(logits.shape[:1])}, got shape {tuple(found.shape)}")
         if not bool(found.isfinite().all()):

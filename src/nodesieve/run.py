@@ -48,6 +48,7 @@ WHOLE: dict[str, dict[str, type]] = {  # parts without which a file is no run's,
     DESCRIPTION: {"format_version": int, "model": dict, "task": str, "examples": dict, "thresholds": dict},
     METRICS: {**dict.fromkeys(("nodes", "parameters", "full", "circuit", "ablated", "budget"), dict), "size": float},
 }
+DIMENSIONS = {"head_dim": 3, "mlp_neuron": 2, "expert": 2, "mlp_output": 2}  # of the tensors that tell the sizes of a model
 NAMES = {dict: "a JSON object", str: "a text", int: "a whole number", float: "a number"}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 
@@ -77,10 +78,21 @@ class Run:
         """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
         return weights_of(self.description) in (None, weights)
 
-    def save(self, directory: str | Path) -> None:
-        """Write the run's files into `directory` (made if need be), except the report."""
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the run's files into `directory` (made if need be), except the report.
+
+        Raises:
+            UserError: `directory` holds another run, or an unfinished one, and `overwrite` is not set; or it cannot be made.
+        """
         out = Path(directory)
-        out.mkdir(parents=True, exist_ok=True)
+        there = [name for name in (METRICS, DESCRIPTION, *STATES.values()) if (out / name).exists()]
+        if there and not overwrite:
+            raise UserError(f"{str(directory)!r} already holds a run ({there[0]}); choose another directory, or save with overwrite=True")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"expected a directory that can be made, could not make {str(directory)!r}: {error.strerror}") from error
+        (out / REPORT).unlink(missing_ok=True)  # of what was there before
         kind = "log_alpha" if self.scores.learned else "score"
         nodes = self.circuit.nodes
         tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}
@@ -131,7 +143,7 @@ def load_run(directory: str | Path) -> Run:
     missing = [level for level in ("layer", "head_dim", "mlp_output", "embedding") if level not in tensors]
     if missing:
         raise UserError(f"expected a tensor for every level in {str(out / CIRCUIT)!r}, found none for {', '.join(missing)}")
-    nodes = _nodes_of(tensors, description)
+    nodes = _nodes_of(tensors, description, out / CIRCUIT)
     masks = {level: tensors[level].bool() if level in tensors else torch.zeros(nodes.shape(level), dtype=torch.bool) for level in LEVELS}
     learned = any(name.startswith("log_alpha.") for name in tensors)
     kind = "log_alpha" if learned else "score"
@@ -180,18 +192,27 @@ def _history_of(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NodeSpace:
+def _nodes_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path) -> NodeSpace:
     """The sizes of the model that a circuit's tensors are of."""
+    routed = description.get("expert_layers", [])
+    whole = all(tensor.dim() == DIMENSIONS[level] for level, tensor in tensors.items() if level in DIMENSIONS)
+    if not whole or not isinstance(routed, list):
+        raise UserError(f"expected a circuit's tensors in {str(path)!r}, got other shapes")
     layers, heads, head_dim = tensors["head_dim"].shape
-    return NodeSpace(
+    nodes = NodeSpace(
         layers=layers,
         heads=heads,
         head_dim=head_dim,
         neurons=tensors["mlp_neuron"].shape[1] if "mlp_neuron" in tensors else 0,
         width=tensors["mlp_output"].shape[1],
         experts=tensors["expert"].shape[1] if "expert" in tensors else 0,
-        expert_layers=frozenset(description.get("expert_layers", ())),
+        expert_layers=frozenset(routed),
     )
+    for name, tensor in tensors.items():
+        level = name.rpartition(".")[2]
+        if level in LEVELS and tensor.shape != nodes.shape(level):
+            raise UserError(f"expected {name} of {nodes.shape(level)} in {str(path)!r}, got {tuple(tensor.shape)}")
+    return nodes
 
 
 def describe(
@@ -253,7 +274,7 @@ def refuse_other_examples(description: Mapping[str, Any], task: Task, splits: Se
         if own.get(split, now[split]) != now[split]:
             raise UserError(
                 f"expected the {split} examples that the run was made with in {task.source!r}, got others, some of which its circuit may have been "
-                "found on; bring them back (the file, or the seed of the data), or give the new ones another name"
+                "found on; bring them back (the file, or the seed and sizes of the data), or give the new ones another name"
             )
 
 

@@ -60,9 +60,12 @@ class PerLevelType(click.ParamType):  # type: ignore[type-arg]
         for part in value.split(","):
             level, _, number = part.partition("=")
             try:
-                out[level.strip()] = float(number)
+                known = float(number)
             except ValueError:
                 self.fail(f"expected LEVEL=NUMBER pairs such as head=1,layer=0.3 (levels: {', '.join(LEVELS)}), got {part!r}", param, ctx)
+            if level.strip() in out:
+                self.fail(f"expected each level once, got {level.strip()!r} twice", param, ctx)
+            out[level.strip()] = known
         return out
 
 
@@ -97,7 +100,7 @@ def command(
         if given.get("method") == "auto" and not config_file:
             del given["method"]
         config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
-        directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
+        directory = out if out is not None else Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
         used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
         if used and not overwrite:
             raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
@@ -125,11 +128,11 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
             run = run_discovery(loaded, task, config, journal=journal)
         except KeyboardInterrupt as interrupted:
             if isinstance(interrupted, Interrupted):
-                interrupted.run.save(directory)
+                interrupted.run.save(directory, overwrite=True)
                 (directory / METRICS).unlink(missing_ok=True)
             print(f"stopped; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-    run.save(directory)
+    run.save(directory, overwrite=True)
     report = _report(directory, run)
     for name in STATES.values():
         (directory / name).unlink(missing_ok=True)

@@ -48,6 +48,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
 
 
 def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> None:
+    from nodesieve.circuit import refuse_other_nodes
     from nodesieve.interop import to_mib
     from nodesieve.run import write_json
     from nodesieve.verify import gate, is_parallel
@@ -55,7 +56,9 @@ def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> 
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
     loaded = model_of_run(run, model=model, trust_remote_code=trust_remote_code)
-    write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gate(loaded.model))))
+    gated = gate(loaded.model)
+    refuse_other_nodes(run.circuit, gated.nodes)
+    write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gated)))
 
 
 def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:

@@ -51,7 +51,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     loaded = model_of(run.config, trust_remote_code=trust_remote_code)
     refuse_other_weights(loaded, weights_of(run.description), of=directory)
     shared = consensus_run(run, circuits, at_least=at_least, loaded=loaded, task=task_of(run.config, loaded.tokenizer))
-    shared.save(directory / "stability" / CONSENSUS)
+    shared.save(directory / "stability" / CONSENSUS, overwrite=True)
     evaluation = Evaluation(**{field.name: shared.metrics[field.name] for field in fields(Evaluation)})
     found = {
         "runs": len(runs),

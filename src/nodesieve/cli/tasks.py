@@ -10,7 +10,7 @@ from nodesieve.errors import UserError
 
 @click.command("tasks", short_help="List the built-in tasks.")
 @click.option("--model", help="show examples as they are drawn for this model's tokenizer")
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @trust_remote_code_option
 def command(model: str | None, seed: int, trust_remote_code: bool) -> None:
     """List the built-in tasks; with --model, with examples."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
+from nodesieve.errors import UserError
 from nodesieve.report.plots import head_map, neuron_density, ranking_curves, training_curves
 from nodesieve.report.templates import template
 from nodesieve.run import Run
@@ -17,8 +19,15 @@ def render(runs: Sequence[tuple[str, Run]]) -> str:
 
     Args:
         runs: names are shown as headings; runs without metrics (unfinished ones) are shown without numbers.
+
+    Raises:
+        UserError: a run's files lack something that is shown.
     """
-    return template("page.html").render(runs=[_view(name, run) for name, run in runs])
+    try:
+        return template("page.html").render(runs=[_view(name, run) for name, run in runs])
+    except (UndefinedError, TypeError) as error:
+        names = ", ".join(repr(name) for name, _ in runs)
+        raise UserError(f"expected whole files of a run in {names}, got some without a part that the report shows ({error})") from error
 
 
 def _view(name: str, run: Run) -> dict[str, Any]:

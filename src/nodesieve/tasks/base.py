@@ -44,6 +44,7 @@ class Task:
         source: what `--task` finds it by: a built-in task's name or a file's path.
         metrics: what is measured beside the metrics of every task.
         duplicates: how many examples were left out for being there twice.
+        drawn: the options by which `load_task` drew its examples, as a config names them.
         redrawn: further training examples, drawn from the words of the training split and others, none of them in another split. A circuit
             fits the words that it was learned on, so a built-in task gives more of them, and of their combinations, than its training split.
     """
@@ -54,6 +55,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     redrawn: tuple[Example, ...] = ()
     duplicates: int = 0
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
     def is_from(self, source: str) -> bool:
         """Is this where the task comes from, be a file's path written in another way?"""

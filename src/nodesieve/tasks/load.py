@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,12 @@ def load_task(
     Raises:
         UserError: there is no such task or file, or the data cannot be used.
     """
+    if not isinstance(source, str | Path | Iterable):
+        raise UserError(f"expected a task's name, a file or records, got {source!r}")
+    for option, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("validation_size", validation_size, 1), ("redraws", redraws, 0)):
+        if value < least:
+            raise UserError(f"{option} expects a number of at least {least}, got {value}")
+    drawn = {"data_seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws}
     if not isinstance(source, str | Path):
         return task_from_records(source, columns=columns, name=name or RECORDS, seed=seed)
     if columns is not None or name is not None:
@@ -54,11 +61,11 @@ def load_task(
     if source in BUILTINS:
         sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
         is_token = functools.cache(functools.partial(is_one_token, tokenizer))
-        return build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws)
+        return replace(build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws), drawn=drawn)
     if not Path(source).exists():
         refuse_records(str(source))
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
-    return read_task(source, seed=seed)
+    return replace(read_task(source, seed=seed), drawn={"data_seed": seed})
 
 
 def task_of(config: DiscoverConfig, tokenizer: PreTrainedTokenizerBase, *, task: str | None = None) -> Task:

@@ -26,11 +26,11 @@ MAX_EXAMPLES = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One example of a file, with the line that it came from and its split, if the file says."""
+    """One example, with its split, if the data says, and where it came from, for messages: the file and line, or the name and number of a record."""
 
     example: Example
     split: str | None
-    line: int
+    at: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,14 @@ def task_from_records(
     def rows() -> Iterator[Row]:
         for split, part in parts:
             for number, record in enumerate(part, start=1):
-                at = f"{name}, record {number}"
+                at = f"{name}, record {number}" if split is None else f"{name}, {split} record {number}"
                 if not isinstance(record, Mapping):
                     raise UserError(f"{at}: expected a dict, got {type(record).__name__}")
                 missing = [column for column in renamed.values() if column not in record]
                 if missing:
                     raise UserError(f"{at}: expected a column {missing[0]!r}, got {', '.join(map(repr, record))}")
                 plain = {key: record[renamed.get(key, key)] for key in known if renamed.get(key, key) in record}
-                yield _row(plain if split is None else {**plain, "split": split}, at, line=number)
+                yield _row(plain if split is None else {**plain, "split": split}, at)
 
     return _task(name, _limited(rows(), name), path=name if name == RECORDS else f"{RECORDS}:{name}", seed=seed)
 
@@ -123,7 +123,7 @@ def split_rows(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example
     """By the splits that the rows name, or 60/20/20 by `seed` where none does."""
     unnamed = [row for row in rows if row.split is None]
     if unnamed and len(unnamed) < len(rows):
-        raise UserError(f"{path}, line {unnamed[0].line}: expected a split in every example or in none, got one without")
+        raise UserError(f"{unnamed[0].at}: expected a split in every example or in none, got one without")
     if rows and not unnamed:
         splits: dict[str, tuple[Example, ...]] = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
         seen: dict[str, str] = {}
@@ -131,7 +131,7 @@ def split_rows(rows: list[Row], path: str, seed: int) -> dict[str, tuple[Example
             assert row.split is not None
             clean = row.example.clean
             if seen.setdefault(clean, row.split) != row.split:
-                raise UserError(f"{path}, line {row.line}: expected no prompt in two splits, got one that is in {seen[clean]} too: {clean[:60]!r}")
+                raise UserError(f"{row.at}: expected no prompt in two splits, got one that is in {seen[clean]} too: {clean[:60]!r}")
         return splits
     of_prompt: dict[str, list[Example]] = {}  # in one split, all of them
     for example in dict.fromkeys(row.example for row in rows):
@@ -184,10 +184,10 @@ def _read_lines(text: str, path: str) -> Iterator[Row]:
             raise UserError(f"{at}: expected a JSON object, got {type(row).__name__}")
         if "answers" in row and _is_tagged(row):
             raise UserError(f"{at}: expected answers under 'answers' or in a <predict> tag, got both")
-        yield _tagged_row(row, at, line=number) if _is_tagged(row) else _row(row, at, line=number)
+        yield _tagged_row(row, at) if _is_tagged(row) else _row(row, at)
 
 
-def _row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
+def _row(row: Mapping[str, Any], at: str) -> Row:
     answers, distractors = _texts(row, "answers", at, required=True), _texts(row, "distractors", at, required=False)
     both = [answer for answer in answers if answer in distractors]
     if both:
@@ -200,7 +200,7 @@ def _row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
             distractors=distractors,
         ),
         split=_split_name(row, at),
-        line=line,
+        at=at,
     )
 
 
@@ -211,7 +211,7 @@ def _is_tagged(row: Any) -> bool:
     return isinstance(row, Mapping) and isinstance(row.get("clean"), str) and "<predict>" in row["clean"]
 
 
-def _tagged_row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
+def _tagged_row(row: Mapping[str, Any], at: str) -> Row:
     """`1 + 2 = <predict>3</predict>`: the prompt ends before the tag, and the space there belongs to the answer."""
     clean = _text(row, "clean", at)
     tags = _TAG.findall(clean)
@@ -228,7 +228,7 @@ def _tagged_row(row: Mapping[str, Any], at: str, *, line: int) -> Row:
             distractors=(space + wrong[0],) if len(wrong) == 1 and wrong[0] != tags[0] else (),
         ),
         split=_split_name(row, at),
-        line=line,
+        at=at,
     )
 
 
@@ -258,7 +258,7 @@ def _read_prompts(text: str, path: str) -> Iterator[Row]:
         if not isinstance(row, Mapping):
             raise UserError(f"{at}: expected a JSON object in 'prompts', got {type(row).__name__}")
         renamed = {"corrupted": row.get("corrupt", row.get("corrupted")), "distractors": row.get("wrong_answers", row.get("distractors"))}
-        yield _row({**row, **renamed}, at, line=text.count("\n", 0, place) + 1)
+        yield _row({**row, **renamed}, at)
 
 
 def _skip(text: str, place: int) -> int:
@@ -300,7 +300,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
                 "distractors": _cell(record[bad], bad, at) if record.get(bad) else None,
                 "split": record.get("split") or None,
             }
-            yield _row(row, at, line=line)
+            yield _row(row, at)
     except csv.Error as error:
         raise UserError(f"{path}, line {above + reader.line_num}: expected CSV, got {error}") from error
 
