@@ -124,6 +124,18 @@ def test_a_head_without_which_the_kl_is_higher_comes_back(problem: Problem) -> N
     assert not polisher.reopen(Journal(), until=math.inf)
 
 
+@pytest.mark.parametrize(("little", "again"), [(0.01, True), (0.9, False)])
+def test_heads_come_back_once_more_where_the_last_time_was_worth_it(
+    problem: Problem, little: float, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodesieve.polish.LITTLE", little)
+    circuit, _ = planted_without_its_head(problem)
+    polisher = polisher_of(problem, selected(problem, circuit))
+    polisher._before = replace(polisher.now, circuit=planted_circuit(problem))  # twice as many nodes without children
+    assert polisher.smallest is polisher.now
+    assert polisher.reopen(Journal(), until=math.inf) == again
+
+
 def test_a_head_comes_back_as_the_method_had_left_it(problem: Problem) -> None:
     ((layer, head),) = PLANTED["head"]
     some = Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[layer, head, 0]])})

@@ -10,8 +10,8 @@ those of another. Here parts of the circuit are closed on validation data alone,
 
 Then heads that are closed, those that scored highest, are opened one by one, each with the dimensions that the method had left it or, where it had
 left none, with all. What lowers the KL on examples that had no say in the choice stays open, and stages 3 and 4 spend what that has won. This is
-done over as long as fewer nodes without children are left in the end; else the circuit from before comes back. Heads judged alone do
-not say what a few of them can do together: the first stages close some that gates had been sure of.
+done over as long as a hundredth fewer nodes without children are left in the end (`LITTLE`); with no fewer, the circuit from before comes back.
+Heads judged alone do not say what a few of them can do together: the first stages close some that gates had been sure of.
 
 A stage closes as many of the cheapest parts together as may go (`nodesieve.parts`), cheap for how many nodes without children go with them: those
 that leave the KL where it is, and in the last three stages whatever the budget allows. Each is done over until little or nothing more goes. In
@@ -129,8 +129,8 @@ class _Polisher:
         return self.now if before is None or _childless(self.now.circuit) < _childless(before.circuit) else before
 
     def reopen(self, journal: Journal, *, until: float) -> bool:
-        """Open closed heads without which the KL is higher -> are there any? Not if the last ones that came back were no gain."""
-        if self.smallest is self._before:
+        """Open closed heads without which the KL is higher -> are there any? Not if the last ones that came back were little or no gain."""
+        if self._before is not None and _childless(self.now.circuit) > (1 - LITTLE) * _childless(self._before.circuit):
             return False
         self._before = self.now
         heads = [("head", index.unsqueeze(0)) for index in self._closed_heads()]
