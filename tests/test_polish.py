@@ -19,7 +19,7 @@ from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
 from nodesieve.parts import Part, cheapest_parts, helpful_parts
-from nodesieve.polish import _Polisher, polish
+from nodesieve.polish import _Polisher, _Stage, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
@@ -167,6 +167,24 @@ def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -
     assert resumed.now.kl == polisher.now.kl
     unknown = State(tensors=dict(before.circuit.masks), numbers=polisher.state(stage=8, seconds=1.0).numbers)
     assert polisher_of(problem, selected(problem, circuit)).restored(unknown) == 0  # begun anew
+
+
+def test_once_the_time_is_over_nothing_more_is_measured(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    polisher = polisher_of(problem, selected(problem, Circuit.whole(problem.nodes)))
+    measured: list[Circuit] = []
+    monkeypatch.setattr("nodesieve.polish.time.monotonic", lambda: float(len(measured)))
+
+    def refused(circuit: Circuit, *, limit: float) -> bool:
+        measured.append(circuit)
+        return False
+
+    monkeypatch.setattr(polisher, "_taken", refused)
+    stage = _Stage(levels=("mlp_neuron",), share=0.5, spending=True)
+    assert not polisher.go_through(stage, Journal(), until=math.inf)
+    assert len(measured) > 2
+    measured.clear()
+    assert not polisher.go_through(stage, Journal(), until=0.5)
+    assert len(measured) == 1
 
 
 def test_levels_that_were_not_scored_are_left_alone(problem: Problem) -> None:

@@ -150,9 +150,13 @@ class _Polisher:
         gains = [_gain(start, part) for part in parts]
         chosen = cheapest_parts(start, parts, self.learner, most=most, goes_on=_goes_on(journal, until), gains=gains, skipping=True)
         limit = self.now.kl + most
-        if as_many_of(len(chosen), lambda count: self._taken(less(start, chosen[:count]), limit=limit)):
+
+        def may_go(parts: Sequence[Part]) -> bool:
+            return time.monotonic() <= until and self._taken(less(start, parts), limit=limit)
+
+        if as_many_of(len(chosen), lambda count: may_go(chosen[:count])):
             return True
-        return any(self._taken(less(start, [part]), limit=limit) for part in chosen[1 : 1 + TRIES])  # the first need not speak for the others
+        return any(may_go([part]) for part in chosen[1 : 1 + TRIES])  # the first need not speak for the others
 
     def _parts(self, stage: _Stage) -> Iterator[Part]:
         for level in stage.levels:
