@@ -55,6 +55,7 @@ ORDER = [
     "batches",
     "config",
     "levels",
+    "files",
     "errors",
 ]
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from nodesieve.architectures import Architecture, LayerPlaces, locate
 from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
+from nodesieve.files import replacing
 from nodesieve.gated_model import GatedModel
 from nodesieve.nodes import PlaceGates, place_gates
 from nodesieve.problem import Problem
@@ -66,33 +65,35 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
     if not isinstance(held, Activations):
         raise UserError(f"--format hf expects an ablation by constants, mean or zero, got {problem.ablation_name}")
     model = without_closed(problem.model, circuit, held)
-    scratch = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
     try:
-        scratch.mkdir()
-    except OSError as error:
-        raise UserError(f"OUT expects a directory that can be made, could not make {str(out)!r}: {error.strerror}") from error
-    try:
-        write_checkpoint(scratch, model, tokenizer)
-        with Quiet():
-            again = type(model).from_pretrained(scratch, dtype=model.dtype, use_safetensors=True)
-        for name, content in beside.items():
-            (scratch / name).write_text(content, "utf-8")
-        again = again.to(problem.model.device).eval()
-        both = [
-            (logits, _logits(again, problem.model, batch.clean)) for batch, (logits,) in problem.circuit_logits([circuit], "test", first=COMPARED)
-        ]
-        gated, alone = (torch.cat(logits) for logits in zip(*both, strict=True))
-        difference = float((alone - gated).abs().max())
-        if not difference <= problem.model.tolerance * float(gated.std()):
-            raise UserError(
-                f"expected the checkpoint to say what the gated model does, got logits that differ by {difference:.3g}; nothing was written"
-            )
-        scratch.replace(out)
+        with replacing(out) as scratch:
+            try:
+                scratch.mkdir()
+            except OSError as error:
+                raise UserError(f"OUT expects a directory that can be made, could not make {str(out)!r}: {error.strerror}") from error
+            write_checkpoint(scratch, model, tokenizer)
+            with Quiet():
+                again = type(model).from_pretrained(scratch, dtype=model.dtype, use_safetensors=True)
+            for name, content in beside.items():
+                (scratch / name).write_text(content, "utf-8")
+            difference = _difference(again.to(problem.model.device).eval(), problem, circuit)
     except OSError as error:
         raise UserError(f"OUT expects a directory that is new or empty, could not write {str(out)!r}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Exported(parameters=_count(model), parameters_before=_count(problem.model.model), difference=difference)
+
+
+def _difference(alone: PreTrainedModel, problem: Problem, circuit: Circuit) -> float:
+    """How far the logits of the checkpoint are from those of the gated model.
+
+    Raises:
+        UserError: farther than two ways to the same.
+    """
+    both = [(logits, _logits(alone, problem.model, batch.clean)) for batch, (logits,) in problem.circuit_logits([circuit], "test", first=COMPARED)]
+    gated, found = (torch.cat(logits) for logits in zip(*both, strict=True))
+    difference = float((found - gated).abs().max())
+    if not problem.model.agree(found, gated):
+        raise UserError(f"expected the checkpoint to say what the gated model does, got logits that differ by {difference:.3g}; nothing was written")
+    return difference
 
 
 @torch.no_grad()
@@ -277,7 +278,7 @@ def _say_the_same(a: PreTrainedModel, b: PreTrainedModel, gated: GatedModel) -> 
     ids = torch.randint(gated.vocabulary, (2, 8), generator=torch.Generator().manual_seed(0)).to(gated.device)
     tokens = Tokens(input_ids=ids, attention_mask=torch.ones_like(ids))
     first, second = (_logits(model, gated, tokens) for model in (a, b))
-    return bool((first - second).abs().max() <= gated.tolerance * second.std())
+    return gated.agree(first, second)
 
 
 def _logits(model: PreTrainedModel, gated: GatedModel, tokens: Tokens) -> Tensor:

@@ -134,11 +134,14 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
     Raises:
         UserError: one of the three is something else.
     """
-    for what, given, kind in (("a model from load_model", loaded, LoadedModel), ("a task from load_task", task, Task)):
+    expected: tuple[tuple[str, object, type], ...] = (
+        ("a model from load_model", loaded, LoadedModel),
+        ("a task from load_task", task, Task),
+        ("options as a DiscoverConfig", config, DiscoverConfig),
+    )
+    for what, given, kind in expected:
         if not isinstance(given, kind):
             raise UserError(f"discover expects {what}, got {type(given).__name__}")
-    if not isinstance(config, DiscoverConfig):
-        raise UserError(f"discover expects options as a DiscoverConfig, got {type(config).__name__}")
     drawn: dict[str, Any] = {name: value for name, value in task.drawn.items() if name != "data_seed" or value != config.seed_of_data}
     dtype: Any = str(loaded.model.dtype).removeprefix("torch.")
     return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype, **drawn)

@@ -91,7 +91,7 @@ class GatedModel:
         """The model as it is: logits at each prompt's last token, (B, V) in float32 (float64 for a float64 model)."""
         self.passes.forward += len(tokens.input_ids)
         with self._frozen():
-            return self._numbers(self._run(tokens))
+            return self._run(tokens)
 
     @torch.no_grad()
     def record(self, tokens: Tokens) -> Activations:
@@ -146,22 +146,13 @@ class GatedModel:
         if isinstance(values, Corrupted):
             if torch.equal(tokens.attention_mask, values.tokens.attention_mask):
                 self.passes.forward += count * (values.held is None)
-                return [self._numbers(logits) for logits in self._in_lockstep(tokens, gatings, values, recompute)]
+                return self._in_lockstep(tokens, gatings, values, recompute)
             values = self.record(values.tokens)
         alone = learning and self._answer_alone(tokens)
         with self._activations_in_one() if learning else nullcontext():
             first = self._gated(tokens, gatings[0], values, recompute=recompute, answer_alone=alone)
             with torch.no_grad():
-                others = [self._gated(tokens, gating, values, recompute=False, answer_alone=alone) for gating in gatings[1:]]
-        return [self._numbers(logits) for logits in (first, *others)]
-
-    def _numbers(self, logits: Tensor) -> Tensor:
-        """The same, if they are any: NaN elsewhere stands for what an example has not, and means leave it out."""
-        most = float(logits.detach().amax())
-        if not most < math.inf:
-            dtype = str(self.model.dtype).removeprefix("torch.")
-            raise UserError(f"expected numbers as logits, got {most:g} in {dtype}: are they too large for it? Use bfloat16 or float32 (--dtype)")
-        return logits
+                return [first, *(self._gated(tokens, gating, values, recompute=False, answer_alone=alone) for gating in gatings[1:])]
 
     def _gated(self, tokens: Tokens, gating: Gating, values: Activations, *, recompute: bool, answer_alone: bool) -> Tensor:
         @contextmanager
@@ -293,7 +284,7 @@ class GatedModel:
         tokens = self._random_tokens(0)
         with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             plain = self._run(tokens)
-            return bool((plain - other(tokens)).abs().max() <= self.tolerance * plain.std())
+            return self.agree(other(tokens), plain)
         return False
 
     def _random_tokens(self, seed: int) -> Tokens:
@@ -301,6 +292,10 @@ class GatedModel:
         mask = torch.ones_like(ids)
         mask[0, 0] = 0
         return Tokens(input_ids=ids, attention_mask=mask)
+
+    def agree(self, found: Tensor, expected: Tensor) -> bool:
+        """Are these the same logits, as far as two ways to them may be apart?"""
+        return bool((found - expected).abs().max() <= self.tolerance * expected.std())
 
     @property
     def tolerance(self) -> float:
@@ -329,7 +324,15 @@ class GatedModel:
         else:
             at = torch.searchsorted(wanted, last) if logits.shape[1] == len(wanted) else last
             answer = logits[torch.arange(len(last), device=last.device), at]
+        self._refuse_no_numbers(answer)
         return answer.to(torch.promote_types(answer.dtype, torch.float32))
+
+    def _refuse_no_numbers(self, logits: Tensor) -> None:
+        """Elsewhere NaN stands for what an example has not, and means leave it out."""
+        most = float(logits.detach().amax())
+        if not most < math.inf:
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise UserError(f"expected numbers as logits, got {most:g} in {dtype}: are they too large for it? Use bfloat16 or float32 (--dtype)")
 
     def _forward(self, tokens: Tokens, positions: slice, prefix: Prefix | None, *, logits_to_keep: int | Tensor) -> Tensor:
         """The model's logits at some of the `positions`, (B, n, V); what comes before them is in `prefix`, or goes there."""

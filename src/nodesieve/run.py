@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +27,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit, count_nodes
 from nodesieve.config import TARGET_SIZE, DiscoverConfig, make_config
 from nodesieve.errors import UserError
+from nodesieve.files import replacing
 from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
@@ -85,9 +84,9 @@ class Run:
             UserError: `directory` holds another run, or an unfinished one, and `overwrite` is not set; or it cannot be made.
         """
         out = Path(directory)
-        there = [name for name in (METRICS, DESCRIPTION, *STATES.values()) if (out / name).exists()]
-        if there and not overwrite:
-            raise UserError(f"{str(directory)!r} already holds a run ({there[0]}); choose another directory, or save with overwrite=True")
+        there = file_of_a_run(out)
+        if there is not None and not overwrite:
+            raise UserError(f"{str(directory)!r} already holds a run ({there}); choose another directory, or save with overwrite=True")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,6 +105,11 @@ class Run:
         write_json(out / METRICS, self.metrics)
         write_config(out, self.config)
         write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
+
+
+def file_of_a_run(directory: Path) -> str | None:
+    """The name of a file there that a run has left, finished or not, if there is one."""
+    return next((name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()), None)
 
 
 def has_state(directory: Path) -> bool:
@@ -349,17 +353,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as scratch:
         scratch.write_text(text, "utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path`, moved over it when the block ends well, removed when it does not."""
-    scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

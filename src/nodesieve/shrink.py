@@ -254,6 +254,6 @@ def find_cutter(architecture: Architecture, logits: Trial, *, tolerance: float) 
 
     neurons = difference(all_heads, live_neurons, Cutter(architecture=architecture, neurons=True, heads=None)) < math.inf
     layouts = [rows for rows in LAYOUTS if len(architecture.places[0].qkv) == (3 if rows is _separate else 1)]
-    differences = [difference(live_heads, all_neurons, Cutter(architecture=architecture, neurons=False, heads=rows)) for rows in layouts]
-    least = min(differences, default=math.inf)
-    return Cutter(architecture=architecture, neurons=neurons, heads=layouts[differences.index(least)] if least < math.inf else None)
+    differences = {rows: difference(live_heads, all_neurons, Cutter(architecture=architecture, neurons=False, heads=rows)) for rows in layouts}
+    fits = [rows for rows in layouts if differences[rows] < math.inf]
+    return Cutter(architecture=architecture, neurons=neurons, heads=min(fits, key=differences.__getitem__, default=None))

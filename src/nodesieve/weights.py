@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 
 from nodesieve.errors import UnusedWeightsWarning, UserError
+from nodesieve.files import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,21 +89,18 @@ def _converted(file: Path, digest: str) -> Path:
     if (target / "config.json").is_file():
         return target
     model, tokenizer = _read_gguf(file)
-    scratch = target.with_name(f".converting-{secrets.token_hex(4)}")
     try:
-        scratch.mkdir(parents=True)
-        write_checkpoint(scratch, model, tokenizer)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.replace(target)
+        with replacing(target) as scratch:
+            scratch.mkdir(parents=True)
+            write_checkpoint(scratch, model, tokenizer)
+            if target.exists():
+                shutil.rmtree(target)
     except (OSError, SafetensorError) as error:
         if (target / "config.json").is_file():  # another process was faster
             return target
         raise UserError(
             f"expected a place for the weights of {str(file)!r}, could not write {str(target)!r}: {_first_line(error)}; set NODESIEVE_CACHE"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

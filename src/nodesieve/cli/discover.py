@@ -58,14 +58,14 @@ class PerLevelType(click.ParamType):  # type: ignore[type-arg]
             return value
         out = {}
         for part in value.split(","):
-            level, _, number = part.partition("=")
+            name, _, number = part.partition("=")
+            level = name.strip()
+            if level in out:
+                self.fail(f"expected each level once, got {level!r} twice", param, ctx)
             try:
-                known = float(number)
+                out[level] = float(number)
             except ValueError:
                 self.fail(f"expected LEVEL=NUMBER pairs such as head=1,layer=0.3 (levels: {', '.join(LEVELS)}), got {part!r}", param, ctx)
-            if level.strip() in out:
-                self.fail(f"expected each level once, got {level.strip()!r} twice", param, ctx)
-            out[level.strip()] = known
         return out
 
 
@@ -81,7 +81,7 @@ def command(
     out: Path | None, config_file: Path | None, resume: Path | None, overwrite: bool, quiet: bool, trust_remote_code: bool, **options: Any
 ) -> None:
     """Find the smallest set of nodes of a model that alone reproduces what the model says on a task."""
-    from nodesieve.run import CONFIG, DESCRIPTION, METRICS, REPORT, STATES, is_finished, load_run, read_config
+    from nodesieve.run import CONFIG, REPORT, file_of_a_run, is_finished, load_run, read_config
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
@@ -100,10 +100,10 @@ def command(
         if given.get("method") == "auto" and not config_file:
             del given["method"]
         config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
-        directory = out if out is not None else Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
-        used = [name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()]
-        if used and not overwrite:
-            raise UserError(f"{str(directory)!r} already holds a run ({used[0]}); choose another --out, or add --overwrite, or --resume {directory}")
+        directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
+        used = file_of_a_run(directory)
+        if used is not None and not overwrite:
+            raise UserError(f"{str(directory)!r} already holds a run ({used}); choose another --out, or add --overwrite, or --resume {directory}")
         if directory.is_file():
             raise UserError(f"--out expects a directory, got the file {str(directory)!r}")
         if config.within is not None and directory.resolve() == Path(config.within).resolve():

@@ -53,7 +53,6 @@ def load_task(
     for option, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("validation_size", validation_size, 1), ("redraws", redraws, 0)):
         if value < least:
             raise UserError(f"{option} expects a number of at least {least}, got {value}")
-    drawn = {"data_seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws}
     if not isinstance(source, str | Path):
         return task_from_records(source, columns=columns, name=name or RECORDS, seed=seed)
     if columns is not None or name is not None:
@@ -61,7 +60,8 @@ def load_task(
     if source in BUILTINS:
         sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
         is_token = functools.cache(functools.partial(is_one_token, tokenizer))
-        return replace(build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws), drawn=drawn)
+        task = build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws)
+        return replace(task, drawn={"data_seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws})
     if not Path(source).exists():
         refuse_records(str(source))
         raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
