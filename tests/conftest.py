@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import nodesieve.tasks
-from nodesieve.architectures import FAMILIES
 from nodesieve.batches import Tokens
+from nodesieve.families import FAMILIES
 from nodesieve.gated_model import GatedModel
 from nodesieve.models import LoadedModel
 from nodesieve.tasks import words

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from conftest import MODEL_TYPES, random_tokens, tiny_config, tiny_model
 from nodesieve.ablations import Corrupted, Routed
-from nodesieve.architectures import FAMILIES, guess, locate
+from nodesieve.architectures import guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.errors import UnknownFamilyWarning, UserError
+from nodesieve.families import FAMILIES
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.verify import gate, verify

@@ -47,6 +47,7 @@ ORDER = [
     "scores",
     "circuit",
     "architectures",
+    "families",
     "nodes",
     "gates",
     "journal",

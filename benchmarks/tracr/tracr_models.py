@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 
-from nodesieve.architectures import Family, locate
+from nodesieve.architectures import locate
 from nodesieve.circuit import Circuit
+from nodesieve.families import Family
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.models import LoadedModel
