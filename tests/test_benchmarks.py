@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import tiny_model
 from nodesieve import gated_model, in_one
 from nodesieve.gated_model import GatedModel
 from nodesieve.gating import Gating
+from nodesieve.run import read_config
 from nodesieve.tasks import ioi, words
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -89,6 +91,24 @@ def test_a_run_can_be_recorded(model_directory: Path, tmp_path: Path, monkeypatc
     points = json.loads((tmp_path / "live.json").read_text())["points"]
     assert len(points) == step.POINTS
     assert all(0 <= share <= 1 for point in points for level, shares in point.items() if level != "step" for share in shares)
+
+
+def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(claims, "nodesieve", lambda *arguments: asked.append([str(argument) for argument in arguments]))
+    monkeypatch.setattr(claims, "within", lambda runs, task, method, seed: claims.discovered(runs / f"within-{method}-{seed}", "--task", task))
+    monkeypatch.setattr(claims, "RESULTS", tmp_path / "claims.json")
+    monkeypatch.setattr(claims, "PAGE", tmp_path / "claims.md")
+    (tmp_path / "claims.md").write_text("<!-- circuits -->\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["claims.py", "--runs", str(tmp_path / "runs"), "--seeds", "1"])
+    claims.main()
+    for name, *arguments in asked:
+        with importlib.import_module(f"nodesieve.cli.{name}").command.make_context(name, list(arguments)) as context:
+            if context.params.get("config_file"):
+                read_config(context.params["config_file"])
+    outs = {arguments[arguments.index("--out") + 1] for arguments in asked if "--out" in arguments}
+    for part in (*claims.SETTINGS, *map(claims.slug, claims.VARIANTS), "within-coarse-0", "within-greedy-0"):
+        assert any(out.endswith(f"ioi/{part}") for out in outs), part
 
 
 def test_what_limits_a_circuit_can_be_asked(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

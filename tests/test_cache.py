@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from conftest import tiny_model
 from nodesieve.ablations import LAYER_PLACES, Corrupted
 from nodesieve.batches import EncodedExample, PaddingSide, Split
-from nodesieve.cache import VALIDATION, Cache, remembering, training_cache
+from nodesieve.cache import LOOKS, Cache, remembering, training_cache
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.gated_model import GatedModel
 from nodesieve.journal import Journal
+from nodesieve.methods import METHODS
 from nodesieve.methods.hybrid import hybrid
 from nodesieve.problem import Problem
 from nodesieve.tasks.encode import EncodedTask
@@ -93,7 +95,7 @@ def test_a_limit_too_low_for_activations_keeps_answers_and_one_of_zero_nothing(t
     everything = training_cache(problem, config(), tmp_path)
     problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), everything.values(batch))
     everything.answers(batch)
-    for limit, answers in ((everything.bytes / (1 - VALIDATION) * 1e-9, True), (0.0, False)):
+    for limit, answers in ((everything.bytes / (1 - LOOKS) * 1e-9, True), (0.0, False)):
         cache = training_cache(problem, config(cache_limit=limit), tmp_path)
         for _ in range(2):
             values = cache.values(batch)
@@ -135,6 +137,33 @@ def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> 
         assert problem.model.passes.forward - before == first * len(circuits) + corrupted
         for look, kl in zip(looks, truth, strict=True):
             torch.testing.assert_close(look, kl[:first], rtol=5e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_measuring_reads_the_corrupted_prompts_of_validation_once_and_changes_no_bit(tmp_path: Path, side: PaddingSide) -> None:
+    problem = make_problem(side=side)
+    circuits = [Circuit.whole(problem.nodes).without({"head": torch.tensor([[layer, 0]])}) for layer in range(2)]
+    truth = problem.losses(circuits, "validation", cut=True)
+    problem.remember = remembering(config(), tmp_path)
+    for corrupted in (6, 0):
+        before = problem.model.passes.forward
+        measured = problem.measured(circuits, "validation")
+        assert problem.model.passes.forward - before == 6 * len(circuits) + corrupted
+        assert all(torch.equal(kl, true) for kl, true in zip(measured, truth, strict=True))
+    looks = problem.looks(circuits, "validation")  # of their own cache
+    assert not any(torch.equal(kl, true) for kl, true in zip(looks, truth, strict=True))
+
+
+@pytest.mark.parametrize("method", ["sieve", "multigranular", "hybrid", "nested"])
+def test_training_examples_leave_the_disk_before_circuits_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """What is remembered to measure with takes their share of the limit."""
+    made: list[weakref.ref[Cache]] = []
+    make = Cache.__init__
+    monkeypatch.setattr(Cache, "__init__", lambda cache, *args, **options: (made.append(weakref.ref(cache)), make(cache, *args, **options))[1])
+    scores = METHODS[method](make_problem(), config(method=method, kl_budget=0.01), Journal(scratch=tmp_path))
+    assert scores.levels
+    assert made
+    assert not any(cache() for cache in made)
 
 
 def test_experts_are_computed_anew(tmp_path: Path) -> None:

@@ -235,6 +235,9 @@ class Additive(Problem):
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[torch.Tensor]:
         return self.losses(circuits, split, first=first)
 
+    def measured(self, circuits: Sequence[Circuit], split: SplitName) -> list[torch.Tensor]:
+        return self.losses(circuits, split)
+
 
 def test_what_is_cheap_for_what_it_gains_goes_first(problem: Problem) -> None:
     whole = Circuit.whole(problem.nodes)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nodesieve import load_run
 from nodesieve.batches import mix
@@ -68,7 +69,7 @@ def main() -> None:
         for name, setting in SETTINGS.items():
             few = [method for method in setting.methods if method in options.methods and task in setting.tasks]
             if name in options.parts and few:
-                compared(runs / task / name, task, few, options.seeds, *flags(setting.options))
+                compared(runs / task / name, task, few, options.seeds, setting.options)
         if "controls" in options.parts:
             for method, seed in ((method, seed) for method in CONTROLLED if method in options.methods for seed in range(options.seeds)):
                 nodesieve("evaluate", runs / task / f"{method}-{seed}", "--controls")
@@ -92,12 +93,21 @@ def nodesieve(*arguments: Any) -> None:
 
 def flags(options: Mapping[str, Any]) -> list[Any]:
     """Of the command line, for options by their names in a config."""
-    return [
-        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else value)
-    ]
+
+    def text(value: Any) -> str:
+        parts = [f"{level}={number:g}" for level, number in value.items()] if isinstance(value, Mapping) else value
+        return ",".join(parts) if isinstance(parts, list) else str(parts)
+
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", text(value))]
 
 
-def compared(out: Path, task: str, methods: Sequence[str], seeds: int, *more: Any) -> None:
+def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: Mapping[str, Any] | None = None) -> None:
+    """`shared`: options of all runs, by their names in a config."""
+    more: tuple[Any, ...] = ()
+    if shared:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "shared.yaml").write_text(yaml.safe_dump(dict(shared)), "utf-8")
+        more = ("--config", out / "shared.yaml")
     nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
 
 

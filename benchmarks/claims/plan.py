@@ -42,7 +42,7 @@ SETTINGS = {
     # the usual prices ask for few heads and outputs, too
     "leaves-alike": Setting(
         title="leaves priced alike",
-        options={"penalties": ["head=0.1", "head_dim=1.35", "mlp_neuron=3.65", "mlp_output=0.1"]},
+        options={"penalties": {"head": 0.1, "head_dim": 1.35, "mlp_neuron": 3.65, "mlp_output": 0.1}},
         methods=("sieve",),
         tasks=("ioi",),
     ),
@@ -51,7 +51,7 @@ SETTINGS = {
 SHORT = 160
 SIEVE = {"method": "sieve"}
 # At the prices that learned gates had when the first of these ran, and not since.
-LEARNED = {"method": "multigranular", "penalties": ["head=5", "head_dim=1.5", "mlp_neuron=1.5", "mlp_output=1"]}
+LEARNED = {"method": "multigranular", "penalties": {"head": 5, "head_dim": 1.5, "mlp_neuron": 1.5, "mlp_output": 1}}
 LEVELS = without("expert")  # which the model has not
 VARIANTS: dict[str, dict[str, Any]] = {
     "sieve": SIEVE,

@@ -1,9 +1,9 @@
 """What does not change over a run, kept from one time to the next: corrupted activations and the full model's answers on the examples of a split.
 
-Both lie in a temporary file, activations in 16 bits, and are read and written a layer at a time, so that what lies in memory is one layer's of one
-batch. An example is filled in the first time that it comes up, in the pass that computes it anyway. Where examples do not come again
-nothing is kept; where activations would need more than the limit, for experts, and on a GPU, which computes them in less time than a file is read,
-only answers are.
+Both lie in a temporary file and are read and written a layer at a time, so that what lies in memory is one layer's of one batch. Activations are
+kept in 16 bits to learn and to look with; to measure circuits on validation data one after another, in the model's own dtype. An example is filled in
+the first time that it comes up, in the pass that computes it anyway. Where examples do not come again nothing is kept; where activations would need
+more than the limit, for experts, and on a GPU, which computes them in less time than a file is read, only answers are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor
 from nodesieve.ablations import LAYER_PLACES, Activations, Corrupted, Recorder
 from nodesieve.batches import Batch, Split
 from nodesieve.config import DiscoverConfig
-from nodesieve.problem import Problem, Remember
+from nodesieve.problem import Problem, Remember, Values, in_16_bits
+from nodesieve.tasks.base import SplitName
 
 GIGABYTE = 10**9
-VALIDATION = 0.25  # of the limit: for validation examples
+LOOKS = 0.25  # of the limit: for validation examples in 16 bits; the rest is of training examples, later of validation examples in full
 ANSWER = torch.float32
 _Row = tuple[int, int, slice]  # of a batch: its row, the example, its real tokens' places
 
@@ -37,14 +38,24 @@ class Cache:
         problem: its model computes what is not there yet.
         split: batches' indices are into this.
         limit: bytes of disk at most; half of what is free, if that is less.
+        dtype: that activations are kept in; by default 16 bits, of which those of a float16 model are like its own.
         directory: where the file goes, which has no name and is gone with the process; by default the system's place for temporary files.
         answers: keep answers, too.
     """
 
-    def __init__(self, problem: Problem, split: Split, *, limit: float, directory: Path | None = None, answers: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        split: Split,
+        *,
+        limit: float,
+        dtype: torch.dtype | None = None,
+        directory: Path | None = None,
+        answers: bool = True,
+    ) -> None:
         self._problem, self._split = problem, split
         nodes = problem.nodes
-        self._dtype = torch.float16 if problem.model.model.dtype == torch.float16 else torch.bfloat16
+        self._dtype = dtype or in_16_bits(problem.model.model.dtype)
         self._widths = [nodes.place_widths[place] for place in LAYER_PLACES]
         self._vocabulary = problem.model.vocabulary
         answer_bytes = len(split) * self._answer_bytes if answers else 0
@@ -144,16 +155,21 @@ class Cache:
 
 
 def remembering(config: DiscoverConfig, directory: Path | None = None) -> Remember:
-    """For `Problem.remember`: looks read each corrupted prompt once."""
-    limit = VALIDATION * config.cache_limit * GIGABYTE
-    return lambda problem, split: Cache(problem, problem.task[split], limit=limit, directory=directory, answers=False).values
+    """For `Problem.remember`: each corrupted prompt is read once, to look, and once, to measure."""
+
+    def values(problem: Problem, split: SplitName, dtype: torch.dtype) -> Values:
+        share = LOOKS if dtype.itemsize == 2 else 1 - LOOKS
+        limit = share * config.cache_limit * GIGABYTE
+        return Cache(problem, problem.task[split], limit=limit, dtype=dtype, directory=directory, answers=False).values
+
+    return values
 
 
 def training_cache(problem: Problem, config: DiscoverConfig, directory: Path | None = None) -> Cache:
     """Of the training examples, where each comes up twice or more in a run."""
     train = problem.task["train"]
     comes_again = 2 * len(train) <= config.steps * config.batch_size
-    return Cache(problem, train, limit=(1 - VALIDATION) * config.cache_limit * GIGABYTE if comes_again else 0.0, directory=directory)
+    return Cache(problem, train, limit=(1 - LOOKS) * config.cache_limit * GIGABYTE if comes_again else 0.0, directory=directory)
 
 
 def _as_bytes(x: Tensor) -> memoryview:

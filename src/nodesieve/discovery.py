@@ -185,7 +185,7 @@ def _refuse_nothing_to_find(problem: Problem, config: DiscoverConfig) -> None:
 
 def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
     def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
-        return problem.losses(circuits, "validation", cut=True)
+        return problem.measured(circuits, "validation")
 
     if config.size is not None:
         return select_size(scores, measure, keep=config.size, budget=config.kl_budget, upper=problem.upper_bound)

@@ -178,7 +178,7 @@ class _Polisher:
 
     def _taken(self, circuit: Circuit, *, limit: float) -> bool:
         """Go on with it if all of the validation data allows it."""
-        (kl,) = self.problem.losses([circuit], "validation", cut=True)
+        (kl,) = self.problem.measured([circuit], "validation")
         found = judge(circuit, self.now.scores, self.now.threshold, kl, self.config.kl_budget, self.problem.upper_bound)
         if not found.met or found.kl > limit:
             return False
