@@ -33,6 +33,16 @@ def test_prompts_whose_corrupted_ones_say_the_same_are_refused(model_directory: 
     assert "test data (13 examples)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    "command", [["discover", "--out", ""], ["discover", "--resume", ""], ["evaluate", ""], ["export", "run", ""], ["report", "run", "--out", ""]]
+)
+def test_an_empty_path_is_not_the_current_directory(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert nodesieve(*command) == 2
+    error = capsys.readouterr().err
+    assert "expected a path, got an empty one" in error
+    assert error.count("\n") == 1
+
+
 def test_where_nothing_can_be_written_that_is_said(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert nodesieve("discover", "--model", model_directory, "--out", out, "--method", "random", "--keep", "0.3", "--quiet", *quick_flags()) == 0

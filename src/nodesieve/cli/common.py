@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from nodesieve.models import LoadedModel
     from nodesieve.run import Run
 
-run_argument = click.argument("directory", type=click.Path(path_type=Path))
+
+class _Given(click.Path):
+    """A path that is not empty, as a variable of the shell that is not set makes it: that would be the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Given(path_type=Path)
+run_argument = click.argument("directory", type=PATH)
 trust_remote_code_option = click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nodesieve.cli.common import goes_on, trust_remote_code_option
+from nodesieve.cli.common import PATH, goes_on, trust_remote_code_option
 from nodesieve.config import MethodName, choices, make_config, names_in
 from nodesieve.errors import UserError
 
@@ -23,8 +23,8 @@ from nodesieve.errors import UserError
 )
 @click.option("--levels", help="levels that get gates, the same for every method, as for discover  [default: all but embedding]")
 @click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="further options, as in a run's config.yaml")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="directory for the runs and the comparison")
+@click.option("--config", "config_file", type=PATH, help="further options, as in a run's config.yaml")
+@click.option("--out", required=True, type=PATH, help="directory for the runs and the comparison")
 @click.option("--quiet", is_flag=True, help="no progress; only the table")
 @trust_remote_code_option
 def command(

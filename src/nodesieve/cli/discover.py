@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
-from nodesieve.cli.common import trust_remote_code_option
+from nodesieve.cli.common import PATH, trust_remote_code_option
 from nodesieve.config import DiscoverConfig, choices, default_of, make_config, method_for
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.levels import LEVELS
@@ -70,9 +70,9 @@ class PerLevelType(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("discover", short_help="Find the circuit of a task in a model.")
-@click.option("--out", type=click.Path(path_type=Path), help="the run's directory  [default: runs/MODEL-TASK]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="options from a run's config.yaml; flags come on top")
-@click.option("--resume", type=click.Path(path_type=Path), help="go on with the unfinished run in this directory")
+@click.option("--out", type=PATH, help="the run's directory  [default: runs/MODEL-TASK]")
+@click.option("--config", "config_file", type=PATH, help="options from a run's config.yaml; flags come on top")
+@click.option("--resume", type=PATH, help="go on with the unfinished run in this directory")
 @click.option("--overwrite", is_flag=True, help="replace what a finished or unfinished run left in the directory")
 @click.option("--quiet", is_flag=True, help="no progress, no table; only the directory is printed")
 @trust_remote_code_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodesieve.cli.common import model_of_run, run_argument, trust_remote_code_option
+from nodesieve.cli.common import PATH, model_of_run, run_argument, trust_remote_code_option
 from nodesieve.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("export", short_help="A run's circuit for other tools: a smaller checkpoint, or the benchmark's file.")
 @run_argument
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--format",
     "kind",

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from nodesieve.cli.common import PATH
 from nodesieve.errors import UserError
 
 
 @click.command("report", short_help="Write report.html for one run, or one page for several.")
-@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="the page  [default: report.html in the first directory]")
+@click.argument("directories", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="the page  [default: report.html in the first directory]")
 def command(directories: tuple[Path, ...], out: Path | None) -> None:
     """Write a self-contained HTML page about the runs in DIRECTORIES."""
     from nodesieve.report.page import render
