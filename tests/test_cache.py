@@ -126,8 +126,9 @@ def test_rounds_find_what_gates_have_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert cache.bytes > 0
 
 
-def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> None:
-    problem = make_problem()
+@pytest.mark.parametrize("same", [0, 4])
+def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path, same: int) -> None:
+    problem = make_problem(same=same)
     problem.remember = remembering(config(), tmp_path)
     circuits = [Circuit.whole(problem.nodes).without({"head": torch.tensor([[layer, 0]])}) for layer in range(2)]
     truth = problem.losses(circuits, "validation", cut=True)
@@ -137,6 +138,53 @@ def test_looks_read_the_corrupted_prompts_of_validation_once(tmp_path: Path) -> 
         assert problem.model.passes.forward - before == first * len(circuits) + corrupted
         for look, kl in zip(looks, truth, strict=True):
             torch.testing.assert_close(look, kl[:first], rtol=5e-2, atol=1e-4)
+
+
+def test_looks_read_what_prompts_begin_with_once(tmp_path: Path) -> None:
+    problem, widths = make_problem(same=4), list[int]()
+    problem.remember = remembering(config(), tmp_path)
+    circuits = [Circuit.whole(problem.nodes).without({"head": torch.tensor([[layer, 0]])}) for layer in range(2)]
+    truth = problem.losses(circuits, "validation", cut=True)
+    whole = problem.task["validation"].batch(range(6))
+    assert whole.corrupted is not None
+    assert problem.model.start(whole.clean, whole.corrupted) == 4  # that this model can go on from there is found out on the way
+    embed = problem.model.model.get_input_embeddings()
+    embed.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
+    for _ in range(3):
+        looks = problem.looks(circuits, "validation")
+    assert widths[:1] == [7]  # the first time, whole prompts are read: what closed nodes hold is not known yet
+    assert widths.count(4) == 1  # then what they begin with, padding included
+    assert set(widths[widths.index(4) + 1 :]) == {3}
+    for look, kl in zip(looks, truth, strict=True):
+        torch.testing.assert_close(look, kl, rtol=5e-2, atol=1e-4)
+
+
+def test_what_prompts_begin_with_is_kept_where_there_is_room(tmp_path: Path) -> None:
+    problem = make_problem(same=4)
+    split = problem.task["validation"]
+    batch = split.batch(range(6))
+
+    def filled(limit: float) -> tuple[Cache, Corrupted]:
+        cache = Cache(problem, split, limit=limit, directory=tmp_path, answers=False, prefixes=True)
+        problem.model.gated_logits(batch.clean, problem.nodes.full(0.5), cache.values(batch))
+        values = cache.values(batch)
+        assert isinstance(values, Corrupted)
+        assert values.prefix is not None
+        return cache, values
+
+    cache, values = filled(limit=1e9)
+    activations = cache.bytes
+    assert values.prefix is not None
+    first, second = values.prefix(), values.prefix()
+    assert first is not None
+    assert second is not None
+    assert first.get_seq_length() == 4
+    assert cache.bytes > activations
+    assert all(torch.equal(one, other) for one, other in zip(first.tensors(), second.tensors(), strict=True))
+    cache, values = filled(limit=activations)
+    assert values.prefix is not None
+    assert values.prefix() is None
+    assert cache.bytes == activations
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nodesieve.batches import Batch, Split, Tokens
 from nodesieve.errors import UserError
+from nodesieve.prefix import Prefix
 
 LAYER_PLACES = ("heads", "attention_write", "neurons", "mlp_write")
 WRITES = ("attention_write", "mlp_write")
@@ -118,11 +119,13 @@ class Corrupted:
     Attributes:
         keep: is given what each layer's places hold, and gives back what gates are to find there.
         held: what a layer's places hold from some position on, where that is known and need not be computed: (layer, position) -> that layer's.
+        prefix: gives keys and values of the positions before anything differs, where these are known, too.
     """
 
     tokens: Tokens
     keep: Callable[[int, Activations], Activations] | None = None
     held: Callable[[int, int], Activations] | None = None
+    prefix: Callable[[], Prefix | None] | None = None
 
 
 Record = Callable[[Tokens], Activations]

@@ -1,9 +1,10 @@
 """What does not change over a run, kept from one time to the next: corrupted activations and the full model's answers on the examples of a split.
 
 Both lie in a temporary file and are read and written a layer at a time, so that what lies in memory is one layer's of one batch. Activations are
-kept in 16 bits to learn and to look with; to measure circuits on validation data one after another, in the model's own dtype. An example is filled in
-the first time that it comes up, in the pass that computes it anyway. Where examples do not come again nothing is kept; where activations would need
-more than the limit, for experts, and on a GPU, which computes them in less time than a file is read, only answers are.
+kept in 16 bits to learn and to look with; to measure circuits on validation data one after another, in the model's own dtype. For looks, keys and
+values of what the prompts of a batch begin with are kept, too. An example is filled in the first time that it comes up, in the pass that computes it
+anyway. Where examples do not come again nothing is kept; where activations would need more than the limit, for experts, and on a GPU, which computes
+them in less time than a file is read, only answers are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import LAYER_PLACES, Activations, Corrupted, Recorder
-from nodesieve.batches import Batch, Split
+from nodesieve.batches import Batch, Split, Tokens
 from nodesieve.config import DiscoverConfig
-from nodesieve.problem import Problem, Remember, Values, in_16_bits
+from nodesieve.prefix import Prefix
+from nodesieve.problem import Problem, Remember, Values
 from nodesieve.tasks.base import SplitName
 
 GIGABYTE = 10**9
@@ -41,6 +43,7 @@ class Cache:
         dtype: that activations are kept in; by default 16 bits, of which those of a float16 model are like its own.
         directory: where the file goes, which has no name and is gone with the process; by default the system's place for temporary files.
         answers: keep answers, too.
+        prefixes: keep keys and values of what the clean and corrupted prompts of a batch have in common, too, for batches that come again.
     """
 
     def __init__(
@@ -52,10 +55,11 @@ class Cache:
         dtype: torch.dtype | None = None,
         directory: Path | None = None,
         answers: bool = True,
+        prefixes: bool = False,
     ) -> None:
         self._problem, self._split = problem, split
         nodes = problem.nodes
-        self._dtype = dtype or in_16_bits(problem.model.model.dtype)
+        self._dtype = dtype or (torch.float16 if problem.model.model.dtype == torch.float16 else torch.bfloat16)
         self._widths = [nodes.place_widths[place] for place in LAYER_PLACES]
         self._vocabulary = problem.model.vocabulary
         answer_bytes = len(split) * self._answer_bytes if answers else 0
@@ -68,6 +72,8 @@ class Cache:
         self._keeps_answers = answers and answer_bytes <= limit
         self._keeps_values = end <= limit and not nodes.experts and problem.model.device.type != "cuda"
         self._answered, self._filled = (torch.zeros(len(split), dtype=torch.bool) for _ in range(2))
+        self._prefixes: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}  # of a batch: where keys and values lie, and of what shape
+        self._limit, self._end, self._keeps_prefixes = limit, end, prefixes
         self.bytes = 0  # written by now
         self._file: BinaryIO = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
@@ -95,7 +101,8 @@ class Cache:
             return values
         rows = list(self._rows(batch))
         if bool(self._filled[[i for _, i, _ in rows]].all()):
-            return Corrupted(tokens=values.tokens, held=partial(self._held, batch, rows))
+            prefix = partial(self._prefix, batch, values.tokens) if self._keeps_prefixes else None
+            return Corrupted(tokens=values.tokens, held=partial(self._held, batch, rows), prefix=prefix)
         return Corrupted(tokens=values.tokens, keep=partial(self._keep, rows))
 
     @property
@@ -138,6 +145,23 @@ class Cache:
             held.edit(place, layer, part)
         return held.seen
 
+    def _prefix(self, batch: Batch, corrupted: Tokens) -> Prefix | None:
+        key = tuple(batch.index.tolist())
+        if key not in self._prefixes:
+            prefix = self._problem.model.read_prefix(batch.clean, corrupted)
+            blocks = [] if prefix is None else prefix.tensors()
+            if self._end + sum(block.nbytes for block in blocks) > self._limit:  # read each time, it would save too little
+                blocks = []
+            self._prefixes[key] = []
+            for block in blocks:
+                self._prefixes[key].append((self._end, torch.empty_like(block, device="meta")))
+                self._write(self._end, block)
+                self._end += block.nbytes
+        blocks = [torch.empty(like.shape, dtype=like.dtype) for _, like in self._prefixes[key]]
+        for (place, _), block in zip(self._prefixes[key], blocks, strict=True):
+            self._read(place, block)
+        return Prefix.of(blocks) if blocks else None
+
     def _read(self, place: int, into: Tensor) -> None:
         self._file.seek(place)
         view = _as_bytes(into)
@@ -157,10 +181,10 @@ class Cache:
 def remembering(config: DiscoverConfig, directory: Path | None = None) -> Remember:
     """For `Problem.remember`: each corrupted prompt is read once, to look, and once, to measure."""
 
-    def values(problem: Problem, split: SplitName, dtype: torch.dtype) -> Values:
-        share = LOOKS if dtype.itemsize == 2 else 1 - LOOKS
-        limit = share * config.cache_limit * GIGABYTE
-        return Cache(problem, problem.task[split], limit=limit, dtype=dtype, directory=directory, answers=False).values
+    def values(problem: Problem, split: SplitName, exactly: bool) -> Values:
+        dtype = problem.model.model.dtype if exactly else None
+        limit = (1 - LOOKS if exactly else LOOKS) * config.cache_limit * GIGABYTE
+        return Cache(problem, problem.task[split], limit=limit, dtype=dtype, directory=directory, answers=False, prefixes=not exactly).values
 
     return values
 

@@ -198,8 +198,13 @@ class GatedModel:
         learning = torch.is_grad_enabled() and gatings[0].learns
         alone = learning and values.keep is None and self._answer_alone(tokens)
         with self._frozen(), torch.set_grad_enabled(learning), self._activations_in_one() if learning else nullcontext():
-            start = self.start(tokens, values.tokens) if learning and values.keep is None else 0
-            prefix = self._read_prefix(tokens, start, gatings)
+            if values.prefix is not None:
+                prefix = values.prefix()
+            else:
+                prefix = self.read_prefix(tokens, values.tokens) if learning and values.keep is None else None
+            if prefix is not None:
+                prefix.shrunk = {gating.shrunk for gating in gatings if gating.shrunk is not None}
+            start = 0 if prefix is None else prefix.get_seq_length()
             entering = self._entering(values.tokens, prefix)
             streams = Lockstep(gatings, entering, values=values, start=start, recompute=anew if recompute else None)
             with at_places(), streams.installed(layers):
@@ -236,6 +241,12 @@ class GatedModel:
         """How many leading positions gated passes may leave out, since nothing differs there."""
         start = common_start(clean, corrupted)
         return start if start and self._goes_on_from_a_prefix else 0
+
+    def read_prefix(self, clean: Tokens, corrupted: Tokens) -> Prefix | None:
+        """Keys and values of the positions that gated passes may leave out; None where that saves too little."""
+        start = self.start(clean, corrupted)
+        with self._frozen():
+            return self._read_prefix(clean, start) if start else None
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -303,12 +314,10 @@ class GatedModel:
         return 0.1 if self.model.dtype.itemsize < 4 else 1e-3
 
     @torch.no_grad()
-    def _read_prefix(self, tokens: Tokens, start: int, gatings: Sequence[Gating] = ()) -> Prefix | None:
-        if start == 0:
-            return None
+    def _read_prefix(self, tokens: Tokens, start: int) -> Prefix:
         prefix = Prefix()
         self._forward(tokens, slice(0, start), prefix, logits_to_keep=1)
-        prefix.read, prefix.shrunk = True, {gating.shrunk for gating in gatings if gating.shrunk is not None}
+        prefix.read = True
         return prefix
 
     def _run(self, tokens: Tokens, prefix: Prefix | None = None) -> Tensor:

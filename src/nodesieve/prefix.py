@@ -5,24 +5,42 @@ Where clean and corrupted prompts begin with the same tokens, what their places 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from nodesieve.batches import Tokens
-from nodesieve.shrink import Shrunk
 
 WORTH_IT = 0.25  # share of positions below which reading them twice costs less than another pass
+
+
+class Cut(Protocol):
+    """Weights without what is closed."""
+
+    def groups_in_use(self, layer: int) -> Tensor | None: ...
 
 
 class Prefix(DynamicCache):  # type: ignore[misc]
     """Keys and values of the first positions. Passes that go on from there add nothing to it, so that any number of them can."""
 
-    shrunk: Collection[Shrunk] = ()  # of all passes that go on from here, one of which is at work at a time
+    shrunk: Collection[Cut] = ()  # of all passes that go on from here, one of which is at work at a time
     read = False
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Prefix:
+        """From what `tensors` gives."""
+        prefix = cls()
+        for layer, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+            prefix.update(keys, values, layer)
+        prefix.read = True
+        return prefix
+
+    def tensors(self) -> list[Tensor]:
+        """Keys and values, (B, groups, positions, size of a head), of each layer."""
+        return [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.read:

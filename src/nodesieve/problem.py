@@ -24,7 +24,7 @@ from nodesieve.verify import gate
 
 Loss = Callable[[Tensor, Batch], Tensor]  # logits at the answer (B, V), batch -> (B,), lower is better
 Values = Callable[[Batch], Activations | Corrupted]  # what closed nodes hold for a batch
-Remember = Callable[["Problem", SplitName, torch.dtype], Values]  # the same of a split, computed or remembered in a dtype
+Remember = Callable[["Problem", SplitName, bool], Values]  # the same of a split, computed or remembered; exactly, or for looks
 MEASURED = 4  # times the batch size of a step, where no gradients are wanted: at least
 WIDEST = 2**27  # bytes of the largest tensor of a layer, or of logits: on a GPU, which else waits for Python, as many examples as that allows
 QUICK = 128  # validation examples that are enough for a first look
@@ -53,7 +53,7 @@ class Problem:
         self._full: dict[str, Tensor] = {}
         self._copies: dict[torch.dtype, Problem] = {}
         self.remember: Remember | None = None  # for `looks` and `measured`, here and in copies, which ask it when they first need a split
-        self._remembered: dict[tuple[SplitName, torch.dtype], Values] = {}
+        self._remembered: dict[tuple[SplitName, bool], Values] = {}
 
     @property
     def nodes(self) -> NodeSpace:
@@ -152,17 +152,17 @@ class Problem:
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[Tensor]:
         """`losses` by the fastest way, on the CPU, to compare circuits: cut, and with what is remembered of the split, to 16 bits. Not for numbers to
         report."""
-        values = self._remembered_of(split, in_16_bits(self.model.model.dtype))
+        values = self._remembered_of(split, exactly=False)
         return [kl.cpu() for kl in self.losses(circuits, split, first=first, skip=skip, cut=True, values=values)]
 
     def measured(self, circuits: Sequence[Circuit], split: SplitName) -> list[Tensor]:
         """`losses` of circuits that are measured one after another: cut, and with what is remembered of the split, in the model's own dtype."""
-        return self.losses(circuits, split, cut=True, values=self._remembered_of(split, self.model.model.dtype))
+        return self.losses(circuits, split, cut=True, values=self._remembered_of(split, exactly=True))
 
-    def _remembered_of(self, split: SplitName, dtype: torch.dtype) -> Values | None:
-        if self.remember is not None and (split, dtype) not in self._remembered:
-            self._remembered[split, dtype] = self.remember(self, split, dtype)
-        return self._remembered.get((split, dtype))
+    def _remembered_of(self, split: SplitName, *, exactly: bool) -> Values | None:
+        if self.remember is not None and (split, exactly) not in self._remembered:
+            self._remembered[split, exactly] = self.remember(self, split, exactly)
+        return self._remembered.get((split, exactly))
 
     def cut(self, alive: Mapping[str, Tensor], *, keep: bool = True) -> Shrunk:
         """The model's weights without heads and neurons of which nothing is `alive`, bool masks by level with closed parents' children closed.
@@ -260,11 +260,6 @@ def _refuse_chance(problem: Problem) -> None:
             "likely reasons: token ids made for another tokenizer, answers without their leading space, a task too hard for this model. "
             "--force goes on all the same"
         )
-
-
-def in_16_bits(dtype: torch.dtype) -> torch.dtype:
-    """What activations of a model in `dtype` are remembered as where few digits are enough."""
-    return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
 def as_counts(task: EncodedTask) -> Mapping[str, Mapping[str, int]]:
