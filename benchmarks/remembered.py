@@ -3,7 +3,7 @@
 Circuits keep the leaves of largest weights. Each is measured whole (as `evaluate` does), cut (without what it has closed), cut with what closed nodes
 hold remembered (as selection and polishing do), and looked at (the same on a copy in the dtype that is learned in, to 16 bits).
 
-    python benchmarks/remembered.py         # about 10 minutes on 2 cores
+    python benchmarks/remembered.py         # about 5 minutes on 2 cores
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
 
 RESULTS = Path(__file__).parent / "results" / "remembered.json"
-SIZES = (0.5, 0.2, 0.05, 0.01)
+SIZES = (0.5, 0.1, 0.01)
 TIMES = 2  # the shorter of so many
 WAYS = ("whole", "cut", "remembered", "looked at")
 
