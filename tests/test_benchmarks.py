@@ -15,10 +15,12 @@ import nodesieve as ns
 from command_line import nodesieve, quick_flags
 from conftest import tiny_model
 from nodesieve import gated_model, in_one
+from nodesieve.config import DiscoverConfig
 from nodesieve.gated_model import GatedModel
 from nodesieve.gating import Gating
 from nodesieve.run import read_config
 from nodesieve.tasks import ioi, words
+from test_cache import make_problem as random_problem
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
@@ -27,6 +29,7 @@ import circuits  # noqa: E402
 import claims  # noqa: E402
 import levers  # noqa: E402
 import recover  # noqa: E402
+import remembered  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
@@ -36,7 +39,7 @@ PAGES = [
     (circuits, "circuits", DOCS / "results.md"),
     (claims, "claims", DOCS / "claims.md"),
     (what_limits, "what_limits", DOCS / "method.md"),
-    *((script, script.__name__, BENCHMARKS / "README.md") for script in (levers, scaling, step)),
+    *((script, script.__name__, BENCHMARKS / "README.md") for script in (levers, remembered, scaling, step)),
     (recover, "tracr", BENCHMARKS / "README.md"),
 ]
 
@@ -80,6 +83,14 @@ def test_every_lever_can_be_taken_away(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(in_one, "IN_ONE", dict(in_one.IN_ONE))
     monkeypatch.setattr(levers, "build", lambda name: tiny_model("llama").requires_grad_(False))
     assert levers.measure(name)["time"] > 0
+
+
+def test_one_more_circuit_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "TIMES", 1)
+    found = remembered.measure(random_problem(), DiscoverConfig())
+    assert found["plain"] > 0
+    assert [row["size"] for row in found["rows"]] == pytest.approx(remembered.SIZES, rel=0.2)
+    assert all(row[way] > 0 for row in found["rows"] for way in remembered.WAYS)
 
 
 def test_a_run_can_be_recorded(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
