@@ -24,7 +24,7 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.methods import METHODS
 from nodesieve.problem import Problem, make_problem
-from nodesieve.scores import Scores
+from nodesieve.select import select_size
 
 RESULTS = Path(__file__).parent / "results" / "remembered.json"
 SIZES = (0.5, 0.1, 0.01)
@@ -51,27 +51,18 @@ def measure(problem: Problem, config: DiscoverConfig) -> dict[str, Any]:
     scores = METHODS["weight_magnitude"](problem, config, Journal())
     rows = []
     for size in SIZES:
-        circuit = of_size(scores, size)
+        # measured on the way, which fills the file
+        circuit = select_size(scores, partial(problem.measured, split="validation"), keep=size, budget=config.kl_budget).circuit
         ways: dict[str, Callable[[], Any]] = {
             "whole": partial(problem.losses, [circuit], "validation"),
             "cut": partial(problem.losses, [circuit], "validation", cut=True),
             "remembered": partial(problem.measured, [circuit], "validation"),
             "looked at": partial(learner.looks, [circuit], "validation"),
         }
-        ways["remembered"](), ways["looked at"]()  # the first time fills the files
+        ways["looked at"]()  # likewise
         rows.append({"size": circuit.size, **{name: shortest(way) for name, way in ways.items()}})
         print(rows[-1], flush=True)
     return {"examples": len(problem.task["validation"]), "dtype": str(learner.model.model.dtype).removeprefix("torch."), "plain": plain, "rows": rows}
-
-
-def of_size(scores: Scores, size: float) -> ns.Circuit:
-    """The largest of at most that share of the leaves."""
-    cuts = sorted({cut for level in scores.levels for cut in scores.values[level].flatten().tolist()})
-    low, high = 0, len(cuts) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if scores.circuit(cuts[middle]).size <= size else (middle + 1, high)
-    return scores.circuit(cuts[low])
 
 
 def shortest(way: Callable[[], Any]) -> float:
