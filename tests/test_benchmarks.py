@@ -34,6 +34,7 @@ import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
 from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noqa: E402
+from page import of_each_seed  # noqa: E402
 
 PAGES = [
     (circuits, "circuits", DOCS / "results.md"),
@@ -120,6 +121,13 @@ def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypa
     outs = {arguments[arguments.index("--out") + 1] for arguments in asked if "--out" in arguments}
     for part in (*claims.SETTINGS, *map(claims.slug, claims.VARIANTS), "within-coarse-0", "within-greedy-0"):
         assert any(out.endswith(f"ioi/{part}") for out in outs), part
+
+
+def test_a_seed_on_two_machines_counts_once() -> None:
+    rows = [{"method": method, "seed": seed, "device": device} for device in ("gpu", "cpu") for method in ("sieve", "nested") for seed in (0, 1)]
+    alone = {"method": "fisher", "seed": 0, "device": "gpu"}
+    assert of_each_seed([*rows, alone]) == [*rows[4:], alone]
+    assert of_each_seed(rows[::-1]) == rows[:3:-1]
 
 
 def test_what_limits_a_circuit_can_be_asked(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,26 @@ def test_random_circuits_have_the_same_counts(space: str, by_layer: bool, share:
     assert random_circuit(circuit, by_layer=by_layer, seed=3).fingerprint == random_circuit(circuit, by_layer=by_layer, seed=3).fingerprint
 
 
+def test_draws_of_one_group_or_circuit_are_not_those_of_another() -> None:
+    nodes = NodeSpace(layers=4, heads=2, head_dim=2, neurons=1000, width=4)
+    whole = Circuit.whole(nodes)
+    scores = Scores(values={level: mask.float() for level, mask in whole.masks.items()}, nodes=nodes, levels=("mlp_neuron",))
+    half = whole.without({"mlp_neuron": some_circuit(nodes, 1).masks["mlp_neuron"].nonzero()})
+    other = half.without({"mlp_neuron": half.masks["mlp_neuron"].nonzero()[:1]})
+    groups = ("random", "random_by_layer", *(f"partial_{p:g}" for p in controls.ABLATED_WITH))
+
+    def drawn(circuit: Circuit) -> dict[str, torch.Tensor]:
+        found = controls.controls(circuit, scores, draws=1, partial_draws=1)
+        return {control.group: control.make().masks["mlp_neuron"] for control in found if control.group in groups}
+
+    first, second, again = drawn(half), drawn(other), drawn(half)
+    assert all(torch.equal(first[group], again[group]) for group in groups)
+    outside = ~half.masks["mlp_neuron"]
+    for one, another in ((first["random"], first["random_by_layer"]), *((first[group], second[group]) for group in groups)):
+        shares = [float(mask[outside].float().mean()) for mask in (one, another)]
+        assert float((one & another)[outside].float().mean()) == pytest.approx(shares[0] * shares[1], abs=0.03)  # what chance gives
+
+
 def test_the_complement_shares_no_leaf_and_both_make_up_the_whole() -> None:
     circuit = some_circuit(SPACES["dense"])
     other = complement(circuit)

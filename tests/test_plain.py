@@ -48,6 +48,15 @@ def test_heads_and_mlps_as_wholes_are_worth_what_is_in_them(method: str, name: s
         assert (expected > 0).all()
 
 
+@pytest.mark.parametrize("method", ["weight_magnitude", "activation_difference", "gate_gradient"])
+def test_mlps_of_which_outputs_alone_have_gates_are_worth_their_outputs(method: str) -> None:
+    scores = METHODS[method](make_problem(), make_config({"method": method, "levels": "head_dim,mlp_output"}), Journal())
+    assert scores.wholes is not None
+    outputs = (scores if scores.other is None else scores.other).values["mlp_output"].sum(-1)
+    torch.testing.assert_close(scores.wholes["mlp_block"], outputs if scores.other is None else outputs.abs())
+    assert len(scores.wholes["mlp_block"].unique()) > 1
+
+
 def test_nothing_differs_where_prompts_are_the_same() -> None:
     problem = make_problem(same=7)
     scores = METHODS["activation_difference"](problem, make_config({}), Journal()).values

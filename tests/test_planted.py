@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from merged import Part, merged
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
-from nodesieve.discovery import discover
+from nodesieve.discovery import Interrupted, discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
@@ -21,7 +23,9 @@ from nodesieve.methods.fisher import fisher_information
 from nodesieve.methods.hybrid import LEARNING_RATE_FINAL, hybrid
 from nodesieve.methods.multigranular import _Run, multigranular
 from nodesieve.problem import Problem, make_problem
+from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
+from nodesieve.spawn import refuse_what_changed
 from planted import PLANTED, all_nodes, kept, planted_model, planted_task
 
 BUDGET = 0.1
@@ -85,6 +89,36 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
         make_config({**options, "method": "fisher"})
     with pytest.raises(UserError, match="expected the test examples that the run was made with"):  # it may have been found on these
         discover(planted_model(), replace(planted_task(1), source=coarse.config.task), make_config(options))
+
+
+def test_the_circuit_that_a_search_is_to_stay_in_is_part_of_what_it_began_with(tmp_path: Path) -> None:
+    class Stopping(RunJournal):
+        def log(self, row: dict[str, Any]) -> None:
+            super().log(row)
+            self.stopping = True
+
+    outer, place = tmp_path / "outer", tmp_path / "run"
+    first = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "steps": 200}))
+    another = replace(first, circuit=Circuit.whole(first.circuit.nodes))
+    first.save(outer)
+    place.mkdir()
+    config = make_config({"kl_budget": BUDGET, "steps": 200, "within": str(outer)})
+    with pytest.raises(Interrupted):
+        discover(planted_model(), planted_task(), config, journal=Stopping(place))
+    another.save(outer, overwrite=True)
+    with pytest.raises(UserError, match=r"expected the circuit of --within that the run in .* began with, got others"):
+        discover(planted_model(), planted_task(), config, journal=RunJournal(place))
+    first.save(outer, overwrite=True)
+    run = discover(planted_model(), planted_task(), config, journal=RunJournal(place))
+    assert run.description["within"] == first.circuit.fingerprint
+    run.save(place, overwrite=True)
+    own = replace(config, task="ioi")  # by what the run says of itself, not by its examples
+    refuse_what_changed(place, own)
+    another.save(outer, overwrite=True)
+    with pytest.raises(UserError, match="was searched within, got another"):
+        refuse_what_changed(place, own)
+    shutil.rmtree(outer)
+    refuse_what_changed(place, own)  # a finished run does without it
 
 
 @pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "gate_gradient"])

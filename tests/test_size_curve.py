@@ -13,7 +13,7 @@ from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores, standing
-from nodesieve.size_curve import SHARES, areas, compactness, cut, size_curve
+from nodesieve.size_curve import SHARES, UNITS, areas, compactness, cut, size_curve
 from test_cache import make_problem
 
 NODES = NodeSpace(layers=3, heads=4, head_dim=5, neurons=20, width=8)
@@ -86,6 +86,16 @@ def test_parts_are_whole_and_go_by_scores_of_wholes_where_there_are_some() -> No
     assert circuit.kept("mlp_neuron") == 20
     assert cut(scores, "parts", 1.0).fingerprint == Circuit.whole(NODES).fingerprint
     assert cut(scores, "parts", 0.001).size == 0
+
+
+@pytest.mark.parametrize(("levels", "ranked"), [(("head", "head_dim"), "head"), (("mlp_neuron",), "mlp_block"), (("mlp_output",), "mlp_block")])
+def test_parts_without_gates_are_open_and_not_counted_whatever_they_score(levels: tuple[str, ...], ranked: str) -> None:
+    base = drawn(NODES, levels=levels)
+    scores = Scores(values=base.values, nodes=NODES, levels=levels, wholes={"head": base.values["head"], "mlp_block": base.values["mlp_block"]})
+    for share in SHARES:
+        circuit = cut(scores, "parts", share)
+        assert circuit.kept(ranked) == int(share * NODES.count(ranked))
+        assert all(circuit.kept(level) == NODES.count(level) for level in UNITS["parts"] if level != ranked)
 
 
 def test_nothing_to_rank_is_refused() -> None:

@@ -75,7 +75,7 @@ def test_a_run_that_is_stopped_while_it_ends_stays(model_directory: Path, tmp_pa
 def _change_weights(run: Path) -> None:
     """A finished run as if it had been made before its model was trained further."""
     description = json.loads((run / "circuit.json").read_text())
-    description["model"]["fingerprint"] = "others"
+    description["model"]["weights"] = "others"
     (run / "circuit.json").write_text(json.dumps(description))
 
 

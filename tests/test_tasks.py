@@ -131,6 +131,11 @@ def test_greater_than_with_two_digit_tokens_counts_whole_years() -> None:
         assert century != "19"
         assert len(endings) == (96 if century == "18" else 98)
         assert century != "18" or not {"40", "50"} & {*endings}
+        start = max(example.distractors)
+        assert f"{century}{start}" in example.clean
+        gap = 2 if century == "18" and {f"{int(start) - 1}", f"{int(start) + 1}"} & {"40", "50"} else 1
+        assert int(example.answers[0]) - int(start) <= gap  # the two that cutoff_sharpness compares lie on both sides of the start
+        assert 0 < int(start) - int(example.distractors[-1]) <= gap
     with pytest.raises(UserError, match="expects a tokenizer that writes a year as"):
         GREATER_THAN.pools(lambda text, after="": not after)
 

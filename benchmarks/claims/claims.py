@@ -40,7 +40,7 @@ from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.levels import LEAVES
 from nodesieve.models import model_of
-from nodesieve.run import Run, has_state, is_finished, read_json
+from nodesieve.run import Run, has_state, is_finished, read_json, write_json
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
@@ -50,6 +50,7 @@ from machine import machine  # noqa: E402
 from page import markdown  # noqa: E402
 from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
 
+RANDOM = "random.json"  # beside a search within another's circuit
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
 
 
@@ -123,14 +124,20 @@ def within(runs: Path, task: str, method: str, seed: int) -> None:
     """What of the heads and MLP blocks that a method keeps can go; and as many leaves of them taken away at random."""
     whole, out = runs / f"{method}-{seed}", runs / f"within-{method}-{seed}"
     discovered(out, "--task", task, "--seed", seed, "--within", whole, "--method", "sieve")
-    if (out / "random.json").is_file():
-        return
     outer, inner = load_run(whole), load_run(out)
+    if drawn_of(out, outer, inner) is not None:
+        return
     loaded = model_of(inner.config)
     problem = problem_of(loaded, task_of(inner.config, loaded.tokenizer), inner)
     circuits = [drawn_within(outer.circuit, inner.circuit, seed=mix(seed, draw, 19)) for draw in range(DRAWS)]
     kls = [float(kl.mean()) for kl in problem.losses(circuits, "test")]
-    (out / "random.json").write_text(json.dumps({"kl": kls}), "utf-8")
+    write_json(out / RANDOM, {"of": [outer.circuit.fingerprint, inner.circuit.fingerprint], "kl": kls})
+
+
+def drawn_of(place: Path, outer: Run, inner: Run) -> list[float] | None:
+    """The KL of each circuit drawn at random, if they were drawn for these two."""
+    found = read_json(place / RANDOM) if (place / RANDOM).is_file() else {}
+    return found["kl"] if found.get("of") == [outer.circuit.fingerprint, inner.circuit.fingerprint] else None
 
 
 def drawn_within(outer: Circuit, inner: Circuit, *, seed: int) -> Circuit:
@@ -167,7 +174,6 @@ def collected(runs: Path) -> dict[str, Any]:
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))
-                drawn = place / "random.json"
                 inside.append(
                     {
                         "task": task,
@@ -175,7 +181,7 @@ def collected(runs: Path) -> dict[str, Any]:
                         "seed": run.config.seed,
                         "outer": brief(outer),
                         "inner": brief(run),
-                        "random_kl": read_json(drawn)["kl"] if drawn.is_file() else None,
+                        "random_kl": drawn_of(place, outer, run),
                     }
                 )
     variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]

@@ -14,15 +14,21 @@ from nodesieve.metrics import in_percent
 
 
 def markdown(result: dict[str, Any]) -> str:
-    parts = [*beyond_validation([one for rows in result["tasks"].values() for one in rows]), "### Sizes, seed by seed", "", *at_a_glance(result), ""]
+    parts = [
+        *beyond_validation([one for rows in result["tasks"].values() for one in of_each_seed(rows)]),
+        "### Sizes, seed by seed",
+        "",
+        *at_a_glance(result),
+        "",
+    ]
     for task, rows in result["tasks"].items():
         parts += [f"### {task}", ""]
-        for title, (headings, *lines) in tables([cost_on_cpu(one) for one in rows]).items():
+        for title, (headings, *lines) in tables([cost_on_cpu(one) for one in of_each_seed(rows)]).items():
             parts += [f"{title.capitalize()}:", "", *table(headings, lines), ""]
-        parts += ["Means over the runs there are. Size and test KL of each:", "", *by_seed(rows), ""]
+        parts += ["Means over the seeds there are, of one on two machines that of the CPU. Size and test KL of each run:", "", *by_seed(rows), ""]
     for name, by_task in result["settings"].items():
         for task, rows in by_task.items():
-            headings, *lines = tables([cost_on_cpu(one) for one in rows])["smallest circuit"]
+            headings, *lines = tables([cost_on_cpu(one) for one in of_each_seed(rows)])["smallest circuit"]
             parts += [f"### {task}, {SETTINGS[name].title}", "", *table(headings, lines), "", *by_seed(rows), ""]
     if result["controls"]:
         parts += ["### Other circuits on the same test data", "", *others(result["controls"]), ""]
@@ -36,6 +42,12 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*parts, provenance(result)]) + "\n"
 
 
+def of_each_seed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method and seed; of a seed on two machines, that of the CPU."""
+    first = {(one["method"], one["seed"]): one for one in rows}  # in the order in which they come
+    return list((first | {(one["method"], one["seed"]): one for one in sorted(rows, key=on_cpu)}).values())
+
+
 def beyond_validation(rows: list[dict[str, Any]]) -> list[str]:
     """Of how many circuits test data says more than validation data had promised."""
     above = sum(one["test"]["kl"] > one["validation_kl_upper"] for one in rows)
@@ -45,14 +57,11 @@ def beyond_validation(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def at_a_glance(result: dict[str, Any]) -> list[str]:
-    """A line a method, a column a task: the share of leaves that each seed's circuit keeps; of a seed on two machines, that of the CPU."""
+    """A line a method, a column a task: the share of leaves that each seed's circuit keeps."""
     lines = []
     for addition, by_task in (("", result["tasks"]), *((f", {SETTINGS[name].title}", found) for name, found in result["settings"].items())):
         for method in METHODS:
-            found = {
-                task: {one["seed"]: one["size"] for one in sorted(rows, key=on_cpu) if one["method"] == method}  # a later one of the same seed stands
-                for task, rows in by_task.items()
-            }
+            found = {task: {one["seed"]: one["size"] for one in of_each_seed(rows) if one["method"] == method} for task, rows in by_task.items()}
             if any(found.values()):
                 lines.append([method + addition, *(shares(found.get(task, {})) for task in TASKS)])
     return table(["leaves kept by", *TASKS], lines)

@@ -63,15 +63,19 @@ class Control:
 
 
 def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = PARTIAL_DRAWS, seed: int = 0) -> Iterator[Control]:
-    """The circuit and all others that it is to be compared with; each is a function of the circuit, its name and the seed."""
+    """The circuit and all others that it is to be compared with; each is a function of the circuit, its group and name, and the seed.
+
+    What is drawn for one circuit has nothing in common with what is drawn for another, nor `random` with `random_by_layer`.
+    """
+    own = mix(seed, int(circuit.fingerprint[:16], 16))
     yield Control(group="circuit", name="circuit", make=lambda: circuit)
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
         for i in range(draws):
-            yield Control(group=group, name=str(i), make=partial(random_circuit, circuit, by_layer=by_layer, seed=mix(seed, i, 5)))
+            yield Control(group=group, name=str(i), make=partial(random_circuit, circuit, by_layer=by_layer, seed=mix(own, i, 6 if by_layer else 5)))
     yield Control(group="complement", name="complement", make=partial(complement, circuit))
     for p in ABLATED_WITH:
         for i in range(partial_draws):
-            yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(seed, i, 7)))
+            yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(own, i, 7)))
     for name, levels in OPENED.items():
         yield Control(group="opened", name=name, make=partial(opened, circuit, levels))
     for name, closed in _parts(circuit, scores):

@@ -68,8 +68,10 @@ def discover(
     journal.memory.device = problem.model.device
     journal.devices = [device_name(problem.model.device)]
     weights, fingerprints = loaded.fingerprint, task.fingerprints
-    journal.of = {"weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
+    journal.of = {"model's weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
     problem.within = _within(problem, config, task, journal, weights)
+    outer = problem.within.fingerprint if problem.within is not None else None
+    journal.of |= {"circuit of --within": outer} if outer else {}
     problem.remember = remembering(config, journal.scratch)
     if not set(config.levels) & set(problem.nodes.levels):
         raise UserError(f"expected --levels among those of this model, {', '.join(problem.nodes.levels)}, got {', '.join(config.levels)}")
@@ -83,7 +85,7 @@ def discover(
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
-    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, examples=examples, loss=loss)
+    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=outer, examples=examples, loss=loss)
     journal.say("scoring")
     clock = time.monotonic()
     try:

@@ -39,7 +39,7 @@ def probability_difference(logits: Tensor, batch: Batch) -> Tensor:
 def cutoff_sharpness(logits: Tensor, batch: Batch) -> Tensor:
     """Probability of the first answer minus that of the last distractor, (B, V) -> (B,): how steep the step between them is.
 
-    For `greater_than` these are the numbers next to the start year (Hanna et al., arXiv 2305.00586).
+    For `greater_than` these are the numbers next to the start year's, above and below (Hanna et al., arXiv 2305.00586).
     """
     return _of_probabilities(logits, batch, lambda p, answers, distractors: p[answers[0]] - p[distractors[-1]])
 

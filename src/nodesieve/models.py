@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from nodesieve.config import DiscoverConfig
 
-FINGERPRINTED = 64  # about so many values of a parameter
+AT_ONCE = 2**22  # values of a parameter that are hashed together
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -72,11 +73,18 @@ def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | 
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 of some of every parameter's values, to 16 bits: the same on any device, and in float32 as in bfloat16."""
+    """Hexadecimal SHA-256 of all values of all parameters, to 16 bits: the same on any device, and in float32 as in bfloat16."""
+    found, named = hashlib.sha256(), dict(model.named_parameters())
+    with ThreadPoolExecutor() as threads:
+        for (name, parameter), digest in zip(named.items(), threads.map(_digest, named.values()), strict=True):
+            found.update(f"{name} {tuple(parameter.shape)} {digest}".encode())
+    return found.hexdigest()
+
+
+def _digest(parameter: torch.Tensor) -> str:
     found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        some = parameter.detach().flatten()[:: max(1, parameter.numel() // FINGERPRINTED)].to(torch.bfloat16).view(torch.int16)
-        found.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+    for some in parameter.detach().flatten().split(AT_ONCE):  # type: ignore[no-untyped-call]
+        found.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy())
     return found.hexdigest()
 
 

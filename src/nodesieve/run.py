@@ -225,6 +225,7 @@ def describe(
     *,
     revision: str | None,
     fingerprint: str,
+    within: str | None = None,
     examples: Mapping[str, Any],
     loss: object | None = None,
     complete: bool,
@@ -233,12 +234,13 @@ def describe(
     return {
         "format_version": FORMAT_VERSION,
         "complete": complete,
-        "model": {"id": config.model, "revision": revision, "fingerprint": fingerprint},
+        "model": {"id": config.model, "revision": revision, "weights": fingerprint},
         "method": config.method,
         "ablation": config.ablation,
         "task": config.task,
         "seed": config.seed,
         "counts": counted(circuit),
+        **({"within": within} if within else {}),
         **({"loss": getattr(loss, "__name__", type(loss).__name__)} if loss else {}),
         **({"expert_layers": sorted(circuit.nodes.expert_layers)} if circuit.nodes.expert_layers else {}),
         "examples": examples,
@@ -247,8 +249,8 @@ def describe(
 
 
 def weights_of(description: Mapping[str, Any]) -> str | None:
-    """The fingerprint of the weights that a run was made with; the first runs do not say it."""
-    found: str | None = description["model"].get("fingerprint")
+    """The fingerprint of the weights that a run was made with; the first runs do not say it, or have one of some values only."""
+    found: str | None = description["model"].get("weights")
     return found
 
 

@@ -76,8 +76,10 @@ def raised(values: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
 
 
 def sums_of_leaves(values: LevelTensors) -> LevelTensors:
-    """Heads and MLP blocks as wholes (`Scores.wholes`), worth the sum over their leaves: (L, H) and (L,)."""
-    return {"head": values["head_dim"].sum(-1), "mlp_block": values["mlp_neuron"].sum(-1) + values["expert"].sum(-1)}
+    """Heads and MLP blocks as wholes (`Scores.wholes`), worth the sum over their leaves, or over their outputs where these alone have values: (L, H)
+    and (L,)."""
+    hidden = torch.cat([values["mlp_neuron"], values["expert"]], -1)
+    return {"head": values["head_dim"].sum(-1), "mlp_block": (hidden if bool(hidden.any()) else values["mlp_output"]).sum(-1)}
 
 
 def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tensor]) -> LevelTensors:
@@ -110,5 +112,12 @@ def standing(scores: Scores) -> LevelTensors:
 
 
 def standing_of_parts(scores: Scores) -> LevelTensors:
-    """How heads and MLP blocks rank, by level: as wholes where the method scores them so, else by `standing`."""
-    return standing(scores) if scores.wholes is None else scores.wholes
+    """How heads and MLP blocks rank, by level: as wholes where the method scores them so and they can close, else by `standing`."""
+    found = standing(scores)
+    wholes = scores.wholes or {}
+    return {level: wholes[level] if level in wholes and can_close(found, level, scores.nodes) else x for level, x in found.items()}
+
+
+def can_close(standing: LevelTensors, level: str, nodes: NodeSpace) -> bool:
+    """Have nodes of a level gates, of their own or above or below them?"""
+    return not bool((standing[level][nodes.present(level)] == torch.inf).all())

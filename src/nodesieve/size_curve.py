@@ -25,7 +25,7 @@ from nodesieve.evaluation import measure_with_faithfulness
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, standing, standing_of_parts
+from nodesieve.scores import Scores, can_close, standing, standing_of_parts
 from nodesieve.tasks.base import SplitName
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -72,7 +72,7 @@ def cut(scores: Scores, unit: str, share: float) -> Circuit:
 def ranking_of(scores: Scores, unit: str) -> LevelTensors:
     """Where the nodes of a unit stand, by level; without levels that are always open, for having no gates of their own nor above or below them."""
     ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
-    return {level: ranking[level] for level in UNITS[unit] if not bool((ranking[level][scores.nodes.present(level)] == torch.inf).all())}
+    return {level: ranking[level] for level in UNITS[unit] if can_close(ranking, level, scores.nodes)}
 
 
 def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -12,7 +12,19 @@ from pathlib import Path
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import CONFIG, DESCRIPTION, has_state, is_finished, read_config, read_json, refuse_other_examples, weights_of, write_config
+from nodesieve.run import (
+    CIRCUIT,
+    CONFIG,
+    DESCRIPTION,
+    has_state,
+    is_finished,
+    load_run,
+    read_config,
+    read_json,
+    refuse_other_examples,
+    weights_of,
+    write_config,
+)
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task, refuse_records
 
@@ -26,7 +38,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     """
     if (directory / CONFIG).is_file():
         _refuse_others(directory, config)
-        refuse_changed_file(directory, config)
+        refuse_what_changed(directory, config)
     if is_finished(directory):
         return
     flags = ["--quiet"] if quiet else []
@@ -48,11 +60,22 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
 
 
-def refuse_changed_file(directory: Path, config: DiscoverConfig) -> None:
-    """Raise UserError where the file of prompts that the run in `directory` was made with holds others now."""
+def refuse_what_changed(directory: Path, config: DiscoverConfig) -> None:
+    """Raise UserError where the file of prompts that the run in `directory` was made with holds others now, or the run of --within has another
+    circuit."""
     refuse_records(config.task)
-    if config.task not in BUILTINS and (directory / DESCRIPTION).is_file():
-        refuse_other_examples(read_json(directory / DESCRIPTION), read_task(config.task, seed=config.seed_of_data))
+    if not (directory / DESCRIPTION).is_file():
+        return
+    description = read_json(directory / DESCRIPTION)
+    if config.task not in BUILTINS:
+        refuse_other_examples(description, read_task(config.task, seed=config.seed_of_data))
+    if config.within is not None and (Path(config.within) / CIRCUIT).is_file():
+        outer = load_run(config.within).circuit.fingerprint
+        if description.get("within", outer) != outer:
+            raise UserError(
+                f"expected the circuit in {config.within!r} that the run in {str(directory)!r} was searched within, got another; bring it back, or "
+                "choose another directory"
+            )
 
 
 def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:

@@ -27,7 +27,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
     from nodesieve.run import load_run, weights_of, write_json
-    from nodesieve.spawn import refuse_changed_file, refuse_other_weights
+    from nodesieve.spawn import refuse_other_weights, refuse_what_changed
     from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of
 
@@ -44,7 +44,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     at_least = agree or (1 + seeds) // 2 + 1
     if at_least > 1 + seeds:
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
-    refuse_changed_file(directory, run.config)
+    refuse_what_changed(directory, run.config)
     with goes_on():
         runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
     circuits = [one.circuit for one in runs]

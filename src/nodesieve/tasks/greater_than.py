@@ -46,13 +46,13 @@ def example(rng: random.Random, words: Pools, is_token: IsToken) -> Example | No
         answers = tuple(str(digit) for digit in range(tens + 1, 10))
         distractors = tuple(str(digit) for digit in range(tens))
     else:
-        year = rng.randint(2, 98)
+        year = rng.randint(3, 98)
         start = f"{year:02d}"
         endings = [f"{other:02d}" for other in range(2, 100) if _ends_in(century, f"{other:02d}", is_token)]
         if start not in endings or start == endings[-1] or not _ends_in(century, "01", is_token):
             return None
         answers = tuple(ending for ending in endings if ending > start)
-        distractors = tuple(ending for ending in endings if ending <= start)
+        distractors = (start, *(ending for ending in endings if ending < start))  # the last is next to the start, as `cutoff_sharpness` has it
     prompt = template.format(event=event, century=century, start=start)
     return Example(
         clean=prompt,
