@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from command_line import nodesieve, quick_flags
-from conftest import random_tokens, tiny_model
+from conftest import random_tokens, tiny_model, word_tokenizer
 from nodesieve import checkpoint
 from nodesieve.ablations import Activations
 from nodesieve.architectures import locate
@@ -21,6 +21,7 @@ from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.run import load_run
+from nodesieve.weights import write_checkpoint
 
 TOKENS = random_tokens(seed=5)
 
@@ -64,6 +65,30 @@ def test_where_there_is_no_place_for_a_constant_that_is_said(name: str) -> None:
     model = GatedModel(tiny_model(name))
     with pytest.raises(UserError, match=r"expects projections with biases.*take --ablation zero"):
         without_closed(model, circuit(model.nodes), constants(model, mean=True))
+
+
+@pytest.mark.parametrize(("kept", "left"), [(1, 1), (3, 3), (5, 6), (7, 12)])
+def test_heads_are_as_few_as_a_config_can_be_written_with(kept: int, left: int, tmp_path: Path) -> None:
+    shape = {"hidden_size": 24, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 97}
+    torch.manual_seed(0)
+    model = GatedModel(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, intermediate_size=48)).eval().requires_grad_(False))
+    heads = torch.zeros(model.nodes.shape("head"))
+    heads[0, 4 : 4 + kept] = heads[1, 2] = 1
+    found = Circuit.of({**circuit(model.nodes, kept=1.1).masks, "head": heads}, model.nodes)
+    held = constants(model, mean=False)
+    alone = without_closed(model, found, held)
+    assert alone.config.num_attention_heads == left
+    alone.save_pretrained(tmp_path)
+    again = GatedModel(AutoModelForCausalLM.from_pretrained(tmp_path))
+    gated = model.gated_logits(TOKENS, found.gates(), held)
+    torch.testing.assert_close(again.logits(TOKENS), gated, atol=1e-4 * float(gated.std()), rtol=0)
+
+
+def test_options_of_generation_that_cannot_be_written_are_left_out(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
+    write_checkpoint(tmp_path, model, word_tokenizer())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.temperature != 0.6
 
 
 def test_a_closed_embedding_is_refused() -> None:

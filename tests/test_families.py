@@ -206,6 +206,27 @@ def test_a_write_before_its_norm_is_noticed() -> None:
     assert failed == ["the two writes of a layer are what it adds to the residual stream"]
 
 
+def test_what_any_layer_adds_beside_its_two_writes_is_noticed() -> None:
+    gated = GatedModel(tiny_model("llama"))
+    added = "the two writes of a layer are what it adds to the residual stream"
+    last = gated.architecture.places[-1]
+    hook = last.layer.register_forward_hook(lambda module, args, output: output + 0.1)
+    failed = {check.name: check.detail for check in verify(gated) if not check.passed}
+    hook.remove()
+    assert "elsewhere in layer 2" in failed[added]
+    for module in (last.attention_write, last.mlp_projection):
+        assert module is not None
+        nn.init.zeros_(module.get_parameter("weight"))
+    assert added not in [check.name for check in verify(gated) if not check.passed]  # a layer that writes nothing is no harm
+
+
+def test_layers_that_are_one_module_are_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[2] = model.model.layers[0]
+    with pytest.raises(UserError, match="expected layers of llama that are modules of their own, got 3 that are 2"):
+        gate(model)
+
+
 @pytest.mark.parametrize("model_type", ["mamba", "rwkv", "deepseek_v3", "kolibri1"])
 def test_a_model_that_fits_nothing_is_refused_in_one_line(model_type: str) -> None:
     model = AutoModelForCausalLM.from_config(tiny_config(model_type))

@@ -39,3 +39,18 @@ def test_a_gate_is_drawn_for_each_example_or_once_for_all(loaded: LoadedModel, s
     for level in ("head_dim", "mlp_neuron"):
         assert z[level].shape == (4, *problem.nodes.shape(level))
         assert torch.equal(z[level][0], z[level][1]) == (samples == "batch")
+
+
+def test_what_is_dropped_stays_closed_whatever_a_controller_wants_open(loaded: LoadedModel) -> None:
+    size = {"controller": "target_size", "target_size": 0.5, "penalties": dict.fromkeys(LEVELS, 1.0)}
+    options = make_config({**QUICK, "method": "multigranular", **size})
+    problem = make_problem(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), options)
+    run = _Run(problem, problem, options)
+    with torch.no_grad():
+        run.log_alpha["mlp_neuron"][0] = -0.01
+    run.drop()
+    for _ in range(3):
+        run.descend(-torch.stack([x.sum() for x in run.log_alpha.values()]).sum(), rate=1.0)  # opens all
+    assert float(run.log_alpha["mlp_neuron"].detach()[0].max()) <= 0
+    assert float(run.log_alpha["mlp_neuron"].detach()[1].min()) > LOG_ALPHA_INIT["mlp_neuron"]
+    assert run.circuit().masks["mlp_neuron"].any(-1).tolist() == [False, *[True] * (problem.nodes.layers - 1)]

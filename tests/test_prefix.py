@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
+from conftest import tiny_config
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Tokens
 from nodesieve.cache import training_cache
@@ -35,6 +37,19 @@ def test_where_the_first_difference_is() -> None:
     other = Tokens.pad([[5, 6, 7, 1, 9], [5, 6]], pad_id=0, device="cpu", side="right")
     assert common_start(shorter, other) == 0  # the second row's answer comes before
     assert common_start(Tokens.pad([[5, 6, 7]], pad_id=0, device="cpu"), Tokens.pad([[5, 6, 7, 8]], pad_id=0, device="cpu")) == 0
+
+
+def test_keys_that_a_longer_prompt_would_rotate_otherwise_are_not_read_beforehand() -> None:
+    small = tiny_config("phi3")
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 12}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **factors}
+    config = type(small)(**{**small.to_dict(), "rope_parameters": rope, "original_max_position_embeddings": 12})
+    model = GatedModel(AutoModelForCausalLM.from_config(config).eval().requires_grad_(False))
+    for width, same, start in ((12, 4, 4), (16, 4, 0), (16, 12, 0), (16, 13, 13)):
+        clean, corrupted = prompts(width, same)
+        assert model.start(clean, corrupted) == start
+        gates = {level: z.requires_grad_() for level, z in model.nodes.full(1.0).items()}
+        torch.testing.assert_close(model.gated_logits(clean, gates, Corrupted(tokens=corrupted)), model.logits(clean), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_whole_prompts(any_model: GatedModel) -> None:

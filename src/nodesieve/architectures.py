@@ -106,6 +106,8 @@ def locate(model: PreTrainedModel, family: Family) -> Architecture:
     """
     model_type = model.config.model_type
     layers = list(_at(model, family.layers, family))
+    if len(set(layers)) < len(layers):
+        raise UserError(f"expected layers of {model_type} that are modules of their own, got {len(layers)} that are {len(set(layers))}")
     places = tuple(
         LayerPlaces(
             layer=layer,

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,7 @@ from nodesieve.shrink import columns_of, in_each_part, live_first, rows_of, spre
 from nodesieve.weights import Quiet, write_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BIASES = ("attention_bias", "mlp_bias", "use_bias", "bias")  # what configs call the choice of biases for projections
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # and the number of hidden neurons of a layer
@@ -206,12 +207,17 @@ def _with_biases(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _rebuilt(model: PreTrainedModel, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model of the same class with other options in its config, and these weights; biases that are not among them are 0."""
+    """A model of the same class with other options in its config, and these weights; biases that are not among them are 0.
+
+    Raises:
+        ValueError: there is no such model, or its config cannot be written.
+    """
     config = copy.deepcopy(model.config)
     words = config.get_text_config()
     for name, value in options.items():
         setattr(words, name, value)
     with Quiet():
+        _refuse_unwritable(config)
         built: PreTrainedModel = type(model)(config).to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
     own = built.state_dict()
     missing = [name for name in own if name not in state]
@@ -220,6 +226,15 @@ def _rebuilt(model: PreTrainedModel, options: Mapping[str, Any], state: Mapping[
     built.load_state_dict({**{name: torch.zeros_like(own[name]) for name in missing}, **state})
     built.generation_config = model.generation_config
     return built
+
+
+def _refuse_unwritable(config: PreTrainedConfig) -> None:
+    """Raise ValueError where the family has conditions that the config does not meet: some want the width to be a multiple of the heads."""
+    try:
+        with TemporaryDirectory() as place:
+            config.save_pretrained(place)
+    except Exception as error:  # huggingface_hub's own, which is neither
+        raise ValueError(str(error)) from error
 
 
 def _narrowed(model: GatedModel, folded: PreTrainedModel, circuit: Circuit) -> PreTrainedModel:
@@ -251,19 +266,22 @@ def _fewer_neurons(folded: PreTrainedModel, architecture: Architecture, circuit:
 
 
 def _fewer_heads(folded: PreTrainedModel, architecture: Architecture, circuit: Circuit, model: GatedModel) -> PreTrainedModel | None:
-    """Each head gets keys and values of its own, so that is worth it only where few are left; and only with head sizes that a config names."""
+    """Each head gets keys and values of its own, so that is worth it only where few are left; and only with head sizes that a config names. Some
+    configs want a number of heads that divides the width, so it is the first that can be written of those that are enough."""
     nodes, groups, live = architecture.nodes, architecture.parameters.groups, circuit.masks["head"]
-    count, layout = max(1, int(live.sum(-1).max())), model.cutter.heads
-    words = folded.config.get_text_config()
-    if layout is None or 4 * count >= 2 * nodes.heads + 2 * groups or getattr(words, HEAD_DIM, None) != nodes.head_dim or not hasattr(words, GROUPS):
+    layout, words = model.cutter.heads, folded.config.get_text_config()
+    if layout is None or getattr(words, HEAD_DIM, None) != nodes.head_dim or not hasattr(words, GROUPS):
         return None
-    changed: dict[nn.Module, Changed] = {}
-    for layer, places in enumerate(architecture.places):
-        kept = live_first(live[layer], count)
-        changed[places.attention_projection] = {"weight": columns_of(places.attention_projection, spread(kept, nodes.head_dim)).parameters["weight"]}
-        for module, rows in zip(places.qkv, layout(kept, nodes.heads, groups, nodes.head_dim), strict=True):
-            changed[module] = rows_of(module, rows).parameters
-    return _rebuilt(folded, {HEADS: count, GROUPS: count}, _with(folded, changed))
+    for count in range(max(1, int(live.sum(-1).max())), (nodes.heads + groups + 1) // 2):
+        changed: dict[nn.Module, Changed] = {}
+        for layer, places in enumerate(architecture.places):
+            kept, projection = live_first(live[layer], count), places.attention_projection
+            changed[projection] = {"weight": columns_of(projection, spread(kept, nodes.head_dim)).parameters["weight"]}
+            for module, rows in zip(places.qkv, layout(kept, nodes.heads, groups, nodes.head_dim), strict=True):
+                changed[module] = rows_of(module, rows).parameters
+        with contextlib.suppress(ValueError):
+            return _rebuilt(folded, {HEADS: count, GROUPS: count}, _with(folded, changed))
+    return None
 
 
 def _with(model: PreTrainedModel, changed: Mapping[nn.Module, Changed]) -> dict[str, Tensor]:

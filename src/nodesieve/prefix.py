@@ -5,11 +5,12 @@ Where clean and corrupted prompts begin with the same tokens, what their places 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from nodesieve.batches import Tokens
@@ -62,3 +63,12 @@ def common_start(clean: Tokens, corrupted: Tokens) -> int:
     first = int(differs.any(0).int().argmax()) if bool(differs.any()) else 0
     start = min(first, int(clean.last.min()))
     return start if start >= WORTH_IT * clean.input_ids.shape[1] else 0
+
+
+def rotated_alike_to(config: PreTrainedConfig) -> list[int]:
+    """Lengths beyond which a prompt has all its positions rotated in another way than a shorter one (LongRoPE's factors), so that a prefix, itself
+    shorter, would hold other keys than the prompt does."""
+    words = config.get_text_config()
+    own = getattr(words, "rope_parameters", None) or {}  # of all layers, or by their kind
+    long = [way for way in (own, *own.values()) if isinstance(way, Mapping) and way.get("rope_type") == "longrope"]
+    return [way.get("original_max_position_embeddings") or words.max_position_embeddings for way in long]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "mlp_write"}
 PADS = 3
+TINY = 1e-30
 BLOCK_OF = {("head_dim",): "attention_block", ("mlp_neuron", "expert"): "mlp_block"}
 
 
@@ -174,18 +175,22 @@ def _padding_is_nothing(model: GatedModel, tokens: Tokens) -> Check:
 
 
 def _writes_add_up(model: GatedModel, tokens: Tokens) -> Check:
-    """Layer 0 adds its two writes, times one number, to what enters it. Where a norm follows the sum there is nothing to compare."""
+    """Each layer adds its two writes, times one number, to what enters it. Where a norm follows the sum there is nothing to compare."""
     name = "the two writes of a layer are what it adds to the residual stream"
-    places = model.architecture.places[0]
-    if places.norms_after_sum:
+    if model.architecture.places[0].norms_after_sum:
         return Check(name=f"{name} (not checked: this model normalises the stream itself)", passed=True)
-    ends: list[Tensor] = []
-    with _on_layer(model, lambda x: ends.append(x), lambda x: ends.append(x)):
+    ends: list[list[Tensor]] = [[] for _ in model.architecture.places]
+    with ExitStack() as stack:
+        for layer, own in enumerate(ends):
+            stack.enter_context(_on_layer(model, own.append, own.append, layer=layer))
         seen = model.record(tokens)
-    added, written = (ends[1] - ends[0]).float(), (seen.attention_write[0] + seen.mlp_write[0]).float()
-    factor = (added * written).sum() / written.square().sum()
-    error = float((added - factor * written).norm() / added.norm())
-    return Check(name=name, passed=error < 0.01, detail=f"{100 * error:.2g}% of it comes from elsewhere")
+    errors = []
+    for layer, (before, after) in enumerate(ends):
+        added, written = (after - before).float(), (seen.attention_write[layer] + seen.mlp_write[layer]).float()
+        factor = (added * written).sum() / written.square().sum().clamp(min=TINY)
+        errors.append(float((added - factor * written).norm() / added.norm().clamp(min=TINY)))  # 0 where a layer writes nothing
+    worst = max(errors)
+    return Check(name=name, passed=worst < 0.01, detail=f"{100 * worst:.2g}% of it comes from elsewhere in layer {errors.index(worst)}")
 
 
 def _without_first_layer(model: GatedModel, tokens: Tokens) -> Tensor:
@@ -202,9 +207,9 @@ def _without_first_layer(model: GatedModel, tokens: Tokens) -> Tensor:
         return model.logits(tokens)
 
 
-def _on_layer(model: GatedModel, on_input: Callable[[Tensor], None], on_output: Callable[[Tensor], Tensor | None]) -> ExitStack:
-    """Watch what enters layer 0, and watch or replace what leaves it, while the context is open."""
-    layer = model.architecture.places[0].layer
+def _on_layer(model: GatedModel, on_input: Callable[[Tensor], None], on_output: Callable[[Tensor], Tensor | None], *, layer: int = 0) -> ExitStack:
+    """Watch what enters a layer, and watch or replace what leaves it, while the context is open."""
+    module = model.architecture.places[layer].layer
 
     def before(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         on_input(args[0] if args else kwargs["hidden_states"])
@@ -217,8 +222,8 @@ def _on_layer(model: GatedModel, on_input: Callable[[Tensor], None], on_output: 
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     stack = ExitStack()
-    stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.callback(layer.register_forward_hook(after).remove)
+    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    stack.callback(module.register_forward_hook(after).remove)
     return stack
 
 

@@ -105,8 +105,14 @@ def _converted(file: Path, digest: str) -> Path:
 
 
 def write_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    from transformers import GenerationConfig
+
     with Quiet():
         tokenizer.save_pretrained(directory)
+        try:
+            model.generation_config.save_pretrained(directory)
+        except ValueError:  # of options that do not go together, as some checkpoints have them: read, but not written
+            model.generation_config = GenerationConfig.from_model_config(model.config)
         model.save_pretrained(directory)
     for file in directory.glob("*.safetensors"):  # which come readable by nobody else
         file.chmod((directory / "config.json").stat().st_mode)

@@ -230,8 +230,10 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self.adam.step()
         with torch.no_grad():
-            for log_alpha in self.log_alpha.values():
+            for level, log_alpha in self.log_alpha.items():
                 log_alpha.clamp_(-CLAMP, CLAMP)
+                gone = log_alpha.clamp(max=min(0.0, self.config.drop_below))  # whatever a controller wants to have open
+                log_alpha.copy_(torch.where(self.dropped[level], gone, log_alpha))
 
     def look(self) -> dict[str, float]:
         """Measure the binary circuit of now on validation data, and tell the controller; keep the circuit or go back to the best one."""
