@@ -143,6 +143,17 @@ def test_a_size_is_the_largest_circuit_within_it() -> None:
     assert select_size(scores, loss_of_size, keep=1.0, budget=0.9).circuit.size == 1
 
 
+def test_a_size_is_kept_to_where_wholes_go_between_leaves() -> None:
+    scores = ranked([float(i) for i in range(1, 21)])
+    blocks = torch.where(torch.arange(SPACE.layers) == 0, 50.5, 50.25)  # above all leaves
+    own = replace(scores, values={**scores.values, "mlp_block": blocks, "mlp_neuron": torch.ones(SPACE.shape("mlp_neuron"))})
+    without_neurons = replace(own, levels=("attention_block", "mlp_block", "head", "head_dim"))
+    hidden = SPACE.count("mlp_neuron") / 20
+    for keep, size in ((1.0, 1.0), (hidden, hidden), (hidden - 0.01, hidden / 2), (0.01, 0.0)):
+        assert select_size(without_neurons, loss_of_size, keep=keep, budget=0.9).circuit.size == pytest.approx(size)
+    assert select_budget(without_neurons, loss_of_size, budget=1.01 - hidden / 2).circuit.size == pytest.approx(hidden / 2)
+
+
 @pytest.mark.parametrize("budget", [0.04, 0.32, 0.52, 0.97])
 def test_the_budget_gives_the_smallest_circuit_within_it(budget: float) -> None:
     selection = select_budget(ranked([float(i) for i in range(1, 21)]), loss_of_size, budget=budget)

@@ -69,6 +69,8 @@ def test_a_target_size_is_a_size_to_keep() -> None:
     assert make_config({"controller": "target_size"}).size == TARGET_SIZE
     steered = make_config({"controller": "target_size", "keep": 0.2})
     assert (steered.size, steered.target_size) == (0.2, 0.2)
+    assert (steered.changed({"keep": 0.3}).target_size, make_config({"controller": "target_size"}).changed({"keep": 0.3}).target_size) == (0.3, 0.3)
+    assert config.changed({"seed": 1}).target_size == 0.3
     for size in (0.3, TARGET_SIZE):
         with pytest.raises(UserError, match="target_size expects controller target_size, got kl_budget"):
             make_config({"target_size": size})

@@ -97,6 +97,23 @@ def test_the_target_size_controller_pushes_only_while_the_circuit_is_too_large()
     assert size.strength < pushed
 
 
+@pytest.mark.parametrize(
+    ("shares", "dims", "neurons"),
+    [
+        ({"head_dim": 0.5, "mlp_neuron": 0.25}, 0.5, 0.25),
+        ({"head": 0.9, "head_dim": 0.5}, 0.5, 1.0),  # neurons have no gates
+        ({"head": 0.9, "mlp_neuron": 0.25}, 0.9, 0.25),  # dimensions go with their heads
+    ],
+)
+def test_a_target_size_is_a_share_of_all_leaves(shares: dict[str, float], dims: float, neurons: float) -> None:
+    counts = {level: SPACE.count(level) for level in ("head_dim", "mlp_neuron")}
+    size = (dims * counts["head_dim"] + neurons * counts["mlp_neuron"]) / sum(counts.values())
+    steered = controller("target_size", target_size=0.4)
+    steered.penalty({level: torch.tensor(share) for level, share in shares.items()})
+    steered.observe(kl=0.0)
+    assert steered.strength == pytest.approx(steered.RATE * (size - 0.4), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(CONTROLLERS))
 def test_a_restored_controller_goes_on_as_the_old_one(name: str) -> None:
     old, new = controller(name), controller(name)

@@ -121,6 +121,37 @@ def test_the_circuit_that_a_search_is_to_stay_in_is_part_of_what_it_began_with(t
     refuse_what_changed(place, own)  # a finished run does without it
 
 
+@pytest.mark.parametrize(
+    ("method", "levels", "keep"),
+    [("greedy", "head,head_dim,mlp_neuron", 0.3), ("coarse", "head,mlp_neuron", 0.3), ("fisher", "head,head_dim", 0.3)],
+)
+def test_a_size_that_the_gates_of_a_method_cannot_reach_is_refused(method: str, levels: str, keep: float) -> None:
+    with pytest.raises(UserError, match=r"expected --levels whose gates can close all but 30.0% of the leaves, .* leave 40.0% at the least"):
+        discover(planted_model(), planted_task(), make_config({"method": method, "levels": levels, "keep": keep}))
+
+
+def test_a_size_that_can_be_reached_within_is_none_too_small(tmp_path: Path) -> None:
+    whole = discover(planted_model(), planted_task(), make_config({"method": "random", "keep": 1.0}))
+    outer = whole.circuit.without({"mlp_neuron": torch.tensor([[0, i] for i in range(8)])})  # half of the neurons, a fifth of the leaves
+    replace(whole, circuit=outer).save(tmp_path)
+    options = {"levels": "head,head_dim", "within": str(tmp_path), "steps": 20}
+    assert discover(planted_model(), planted_task(), make_config({**options, "keep": 0.3})).circuit.size <= 0.3
+    with pytest.raises(UserError, match=r"close all but 19.0% of the leaves, .* leave 20.0% at the least"):
+        discover(planted_model(), planted_task(), make_config({**options, "keep": 0.19}))
+
+
+def test_more_than_was_to_be_kept_is_said() -> None:
+    class Notes(Journal):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    config = make_config({"method": "nested", "levels": "head_dim,mlp_output", "keep": 0.3, "steps": 8})
+    run = discover(planted_model(), planted_task(), config, journal=Notes())
+    assert run.circuit.size == pytest.approx(0.4)
+    assert any(note.startswith("expected at most 30.0% of the leaves, kept 40.0%: method nested has scores of head_dim") for note in notes)
+
+
 @pytest.mark.parametrize("method", ["hybrid", "sieve", "multigranular", "gate_gradient"])
 def test_levels_that_the_model_does_not_have_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=r"expected --levels among those of this model, layer, .*, got expert"):

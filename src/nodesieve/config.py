@@ -283,7 +283,7 @@ class DiscoverConfig:
         """
         own = self.to_dict()
         own["penalties"] = {level: x for level, x in self.penalties.items() if x != _penalties(self.method)[level]}
-        if options.get("controller", self.controller) != "target_size":
+        if options.get("controller", self.controller) != "target_size" or self.target_size == (self.keep or TARGET_SIZE):
             own["target_size"] = None
         if self.polish == (self.size is None):
             own["polish"] = None

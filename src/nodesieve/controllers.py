@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.config import DiscoverConfig
-from nodesieve.levels import LEAVES
+from nodesieve.levels import LEAVES, nearest
 from nodesieve.nodes import NodeSpace
 
 OBSERVE_EVERY = 4  # steps
@@ -149,7 +149,8 @@ class KLBudget:
 
 
 class TargetSize:
-    """A share of leaves, `target_size`, by Lagrangian multipliers: u * excess + v * excess ** 2, both multipliers rising with the excess."""
+    """A share of leaves, `target_size`, by Lagrangian multipliers: u * excess + v * excess ** 2, both multipliers rising with the excess. Leaves that
+    have no gates of their own are as open as what they lie in."""
 
     RATE = 0.5 * OBSERVE_EVERY
 
@@ -166,11 +167,13 @@ class TargetSize:
         return self._linear
 
     def penalty(self, shares: Mapping[str, Tensor]) -> Tensor:
-        leaves = {level: count for level, count in self._leaves.items() if level in shares}
-        size = torch.stack([shares[level] * count for level, count in leaves.items()]).sum() / sum(leaves.values())
+        gated = {level: nearest(level, shares) for level in self._leaves}
+        whole = torch.ones_like(next(iter(shares.values())))
+        kept = [count * (whole if (own := gated[level]) is None else shares[own]) for level, count in self._leaves.items()]
+        size = torch.stack(kept).sum() / sum(self._leaves.values())
         excess = size - self._size
         self._excess = float(excess.detach())
-        others = {level: share for level, share in shares.items() if level not in leaves}
+        others = {level: share for level, share in shares.items() if level not in gated.values()}
         pull = self._linear * excess + self._quadratic * excess**2
         return pull + max(0.0, self._linear) * _weighted(others, self._config.penalties) if others else pull
 

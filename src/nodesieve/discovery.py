@@ -16,7 +16,7 @@ import torch
 
 from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_parameters
-from nodesieve.config import READ_BY, DiscoverConfig
+from nodesieve.config import READ_BY, SEEN, DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal, Stopped
@@ -99,7 +99,7 @@ def discover(
     selection: Selection | None = None
     try:
         journal.say("selecting")
-        selection = unpolished = _select(problem, scores, config)
+        selection = unpolished = _select(problem, scores, config, journal)
         if config.polish:
             journal.say("polishing")
             limit = math.inf if config.max_minutes is None else 60 * config.max_minutes - seconds
@@ -164,12 +164,12 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
 
 def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:
     """Raise UserError where closing all gates that there are would leave more than is to be kept."""
-    nodes = problem.nodes
-    closed = {level: torch.zeros_like(nodes.present(level)) if level in config.levels else nodes.present(level) for level in LEVELS}
-    least = Circuit.of(closed, nodes).size
+    outer = problem.within or Circuit.whole(problem.nodes)
+    levels = [level for level in LEVELS if level in config.levels and level in SEEN.get(config.method, LEVELS)]
+    least = outer.without({level: outer.masks[level].nonzero() for level in levels}).size
     if least > size:
         raise UserError(
-            f"expected --levels whose gates can close all but {in_percent(size)} of the leaves, got {', '.join(config.levels)}, which leave "
+            f"expected --levels whose gates can close all but {in_percent(size)} of the leaves, got {', '.join(levels)}, which leave "
             f"{in_percent(least)} at the least"
         )
 
@@ -185,12 +185,18 @@ def _refuse_nothing_to_find(problem: Problem, config: DiscoverConfig) -> None:
         )
 
 
-def _select(problem: Problem, scores: Scores, config: DiscoverConfig) -> Selection:
+def _select(problem: Problem, scores: Scores, config: DiscoverConfig, journal: Journal) -> Selection:
     def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
         return problem.measured(circuits, "validation")
 
     if config.size is not None:
-        return select_size(scores, measure, keep=config.size, budget=config.kl_budget, upper=problem.upper_bound)
+        selection = select_size(scores, measure, keep=config.size, budget=config.kl_budget, upper=problem.upper_bound)
+        if selection.circuit.size > config.size:  # the method scored fewer levels than it might have
+            journal.note(
+                f"expected at most {in_percent(config.size)} of the leaves, kept {in_percent(selection.circuit.size)}: method {config.method} has "
+                f"scores of {', '.join(scores.levels)}, which close no more; it may take other --levels"
+            )
+        return selection
     learner = problem.learner(config)
 
     def look(circuits: Sequence[Circuit]) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -40,6 +40,11 @@ def above(level: str) -> Iterator[str]:
     while parent is not None:
         yield parent
         parent = LEVELS[parent].parent
+
+
+def nearest(level: str, among: Container[str]) -> str | None:
+    """Itself or the nearest level that its nodes lie in, of those that are `among`."""
+    return next((name for name in (level, *above(level)) if name in among), None)
 
 
 def measured(levels: Sequence[str], there: Sequence[str]) -> list[str]:

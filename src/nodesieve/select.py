@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nodesieve.circuit import Circuit
-from nodesieve.levels import LEAVES
+from nodesieve.levels import LEAVES, nearest
 from nodesieve.metrics import upper_bound
 from nodesieve.scores import Scores
 
@@ -51,7 +51,7 @@ def select_size(scores: Scores, measure: Measure, *, keep: float, budget: float,
 
 
 def _of_size(scores: Scores, measure: Measure, *, keep: float, budget: float, upper: Upper) -> Selection:
-    cuts = [_below_all(scores), *torch.unique(_reference(scores)).tolist()]
+    cuts = [_below_all(scores), *torch.unique(_scored(scores, scores.levels)).tolist()]  # a head or a block may go between two leaves
     place = bisect_left(cuts, True, key=lambda cut: scores.circuit(cut).size <= keep)
     cut = cuts[min(place, len(cuts) - 1)]
     circuit = scores.circuit(cut)
@@ -143,8 +143,14 @@ def _below_all(scores: Scores) -> float:
 
 
 def _reference(scores: Scores) -> Tensor:
-    """The scores that sizes are counted by: those of the leaves, or of all levels where no leaf is scored."""
-    levels = [level for level in LEAVES if level in scores.levels and scores.nodes.count(level)] or scores.levels
+    """The scores that sizes are counted by: of leaves, of what is nearest above leaves that have none; of all levels where no leaf has any."""
+    leaves = [level for level in LEAVES if scores.nodes.count(level)]
+    if not set(leaves) & set(scores.levels):
+        return _scored(scores, scores.levels)
+    return _scored(scores, dict.fromkeys(level for leaf in leaves if (level := nearest(leaf, scores.levels)) is not None))
+
+
+def _scored(scores: Scores, levels: Iterable[str]) -> Tensor:
     return torch.cat([scores.values[level][scores.nodes.present(level)] for level in levels])
 
 

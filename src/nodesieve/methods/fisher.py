@@ -2,7 +2,8 @@
 
 For a gate z, F = E[(d log p(y) / dz) ** 2] with y drawn from the gated model itself. Near open gates KL(full || gated) is about
 F (1 - z) ** 2 / 2 when one node closes alone, whatever the answer is: it needs no distractors (Theis et al., arXiv 1801.05787, prune
-feature maps by it; Amari 1998). As in `uniform_gradient`, each example holds all its leaves at one gate level drawn uniformly from [0, 1].
+feature maps by it; Amari 1998). Each example holds all its nodes without children at one gate level drawn uniformly from [0, 1]: leaves, as in
+`uniform_gradient`, and MLP outputs, too.
 
 Only nodes without children are measured; what lies above them gets the sum over its children, what closing all of them would cost if none
 minded the others. `multigranular` starts from the same numbers.
