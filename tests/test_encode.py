@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from conftest import word_tokenizer
+from conftest import tiny_model, word_tokenizer
 from nodesieve.batches import EncodedExample, Split
+from nodesieve.config import make_config
 from nodesieve.errors import UserError
+from nodesieve.models import LoadedModel
+from nodesieve.problem import make_problem
 from nodesieve.tasks.base import SPLITS, Example, Task
 from nodesieve.tasks.encode import Encoding, encode, is_one_token
+from nodesieve.tasks.load import load_task
 
 
 def one_task(*examples: Example) -> Task:
@@ -151,3 +157,13 @@ def test_batches_hold_like_lengths_and_say_which_they_are() -> None:
     drawn = [split.training_batch(step, 2, seed=0).index.tolist() for step in range(3)]
     assert sorted(i for index in drawn for i in index) == list(range(6))
     assert all(abs(len(rows[a].clean) - len(rows[b].clean)) <= 5 for a, b in drawn)
+
+
+@pytest.mark.parametrize(("name", "context"), [("mpt", 64), ("gpt2", 64), ("llama", 64), ("bloom", None)])
+def test_every_config_s_word_for_the_longest_prompt_is_known(name: str, context: int | None) -> None:
+    prompts = [{"clean": "Mary " * length, "corrupted": "John " * length, "split": split} for length, split in enumerate(2 * SPLITS, 70)]
+    rows = [{**prompt, "answers": " Mary", "distractors": " John"} for prompt in prompts]
+    tokenizer = word_tokenizer()
+    loaded = LoadedModel(id=name, revision=None, model=tiny_model(name, vocabulary=len(tokenizer)), tokenizer=tokenizer)
+    with pytest.raises(UserError, match=f"expected prompts of at most {context} tokens") if context else nullcontext():
+        make_problem(loaded, load_task(rows, tokenizer), make_config({"force": True}))

@@ -18,10 +18,11 @@ from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
 from nodesieve.config import MethodName, make_config
 from nodesieve.discovery import Interrupted
+from nodesieve.errors import UserError
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods import METHODS
-from nodesieve.models import LoadedModel
+from nodesieve.models import LoadedModel, model_of
 from nodesieve.problem import make_problem
 from nodesieve.report.page import render
 from nodesieve.run import RunJournal
@@ -356,3 +357,29 @@ def test_text_from_data_is_escaped_in_the_report(loaded: LoadedModel) -> None:
     assert "<b>name" not in page
     assert page.count("<svg") == 3
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+
+
+def test_gradients_that_a_notebook_has_switched_off_are_taken_all_the_same(loaded: LoadedModel) -> None:
+    task, options = ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "fisher"})
+    usual = ns.discover(loaded, task, options).circuit.fingerprint
+    with torch.set_grad_enabled(False):
+        assert ns.discover(loaded, task, options).circuit.fingerprint == usual
+    with torch.inference_mode():
+        assert ns.discover(loaded, task, options).circuit.fingerprint == usual
+
+
+@pytest.mark.parametrize("splits", ["test", ("tset",), ()])
+def test_splits_that_are_none_are_refused(loaded: LoadedModel, splits: Any) -> None:
+    task = ns.load_task("ioi", loaded.tokenizer, **FEW)
+    run = ns.discover(loaded, task, make_config({**QUICK, "method": "random"}))
+    with pytest.raises(UserError, match="expected splits as a list of some of train, validation, test, got"):
+        ns.evaluate(loaded, task, run, splits=splits)
+
+
+def test_a_revision_is_of_the_model_that_it_was_given_for(model_directory: Path) -> None:
+    config = make_config({"model": "someone/model", "revision": "abc", "method": "random"})
+    assert model_of(config, model=str(model_directory)).revision is None
+    assert config.changed({"model": str(model_directory)}).revision is None
+    assert config.changed({"seed": 1}).revision == "abc"
+    with pytest.raises(UserError, match="expected a model directory"):
+        model_of(config, model="")

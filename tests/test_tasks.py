@@ -270,6 +270,8 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         (GOOD + "\n{\n", "line 2: expected a JSON object"),
         ('{"clean": "a b", "corrupted": "c d", "answers": [" x"}\n' + GOOD, r"line 1: expected a JSON object, got .*\(Expecting ',' delimiter"),
         ("\n\nclean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 5: expected a token id under 'correct_idx', got 'one'"),
+        ('clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\n"a b"x,b,1,2\n', "line 3: expected CSV, got"),
+        ('clean,"corrupted"x,correct_idx,incorrect_idx\na,b,1,2\n', "line 1: expected CSV, got"),
         ("\nclean,corrupted,label\na,b,1\n", "line 2: expected a column among correct_idx"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "dev"}\n', "expected a split of train, validation, test, got 'dev'"),
         (GOOD + '\n{"clean": "a", "answers": ["x"], "split": "test"}\n', "line 1: expected a split in every example or in none"),

@@ -287,6 +287,8 @@ class DiscoverConfig:
             own["target_size"] = None
         if self.polish == (self.size is None):
             own["polish"] = None
+        if options.get("model", self.model) != self.model:
+            own["revision"] = None
         per_level = {name: {**own[name], **options[name]} for name in (*PER_LEVEL, "penalties") if isinstance(options.get(name), Mapping)}
         return make_config({**own, **options, **per_level})
 

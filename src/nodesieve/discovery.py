@@ -5,6 +5,7 @@ Choices look at training and validation data only; the test split is measured on
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def discover(
     loaded: LoadedModel, task: Task, config: DiscoverConfig | None = None, *, journal: Journal | None = None, loss: Loss | None = None
 ) -> Run:
@@ -69,6 +72,7 @@ def discover(
     journal.devices = [device_name(problem.model.device)]
     weights, fingerprints = loaded.fingerprint, task.fingerprints
     journal.of = {"model's weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
+    journal.of |= {f"option {name}": json.dumps(value) for name, value in config.to_dict().items() if name not in MAY_CHANGE}
     problem.within = _within(problem, config, task, journal, weights)
     outer = problem.within.fingerprint if problem.within is not None else None
     journal.of |= {"circuit of --within": outer} if outer else {}
@@ -128,6 +132,10 @@ def discover(
         description=described(selection.circuit, complete=True),
         history=journal.history,
     )
+
+
+# Options that may be other ones when a run is gone on with: of how it is computed, and names of what is compared by its content.
+MAY_CHANGE = ("model", "revision", "task", "within", "device", "cache_limit", "memory", "max_minutes", "force")
 
 
 def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -> DiscoverConfig:

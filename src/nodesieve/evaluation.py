@@ -17,11 +17,12 @@ from torch import Tensor
 from nodesieve.batches import Batch, order_of
 from nodesieve.circuit import Circuit, refuse_other_nodes
 from nodesieve.config import AblationName
+from nodesieve.errors import UserError
 from nodesieve.metrics import EXTRA_METRICS, at_places, faithfulness, kl_divergence, logit_difference, resampled_places
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import Run, refuse_other_examples
-from nodesieve.tasks.base import SplitName, Task
+from nodesieve.tasks.base import SPLITS, SplitName, Task
 from nodesieve.tasks.load import task_of
 
 Metrics = dict[str, float | None]
@@ -46,10 +47,12 @@ def evaluate(
     """Measure a run's circuit on `task`, which may be another than the one it was found on.
 
     Args:
+        splits: `validation`, `test` or both, `train` too.
         ablation: another than the run's own.
 
     Raises:
-        UserError: the run was made on a model of other sizes, or the task cannot be used, or it is the run's own and holds other examples now.
+        UserError: there are no such splits, the run was made on a model of other sizes, or the task cannot be used, or it is the run's own and holds
+            other examples now.
     """
     return evaluate_circuit(problem_of(loaded, task, run, splits=splits, ablation=ablation), run.circuit, splits=splits)
 
@@ -58,6 +61,8 @@ def problem_of(
     loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
 ) -> Problem:
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
+    if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
+        raise UserError(f"expected splits as a list of some of {', '.join(SPLITS)}, got {splits!r}")
     averaged: tuple[SplitName, ...] = ("train",) if (ablation or run.config.ablation) == "mean" else ()
     if task.is_from(run.config.task):
         refuse_other_examples(run.description, task, (*splits, *averaged))

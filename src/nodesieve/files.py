@@ -1,12 +1,18 @@
-"""Files and directories that are whole or not there."""
+"""Files and directories that are whole or not there, and directories in which one process is at work."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nodesieve.errors import UserError
+
+LOCK = ".lock"  # in a directory, while a process is at work there
 
 
 @contextmanager
@@ -21,3 +27,30 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """No other process that asks for it is at work in `directory`, which is made if need be, and removed in the end if it was and holds nothing.
+
+    Raises:
+        UserError: another process is, or the directory cannot be made or written.
+    """
+    made, lock = [path for path in (directory, *directory.parents) if not path.exists()], FileLock(directory / LOCK)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"expected a directory in which no run is under way, one is in {str(directory)!r}; wait for it, or choose another") from None
+    except OSError as error:
+        raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            (directory / LOCK).unlink(missing_ok=True)
+            lock.release()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()  # if nothing is in it

@@ -67,9 +67,9 @@ def load_model(
 
 def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
     """The model that a run's options name; `model` and `device` where they are other ones now."""
-    return load_model(
-        model or config.model, revision=config.revision, device=device or config.device, dtype=config.dtype, trust_remote_code=trust_remote_code
-    )
+    name = config.model if model is None else model
+    revision = config.revision if name == config.model else None
+    return load_model(name, revision=revision, device=device or config.device, dtype=config.dtype, trust_remote_code=trust_remote_code)
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

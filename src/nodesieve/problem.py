@@ -27,6 +27,7 @@ Values = Callable[[Batch], Activations | Corrupted]  # what closed nodes hold fo
 Remember = Callable[["Problem", SplitName, bool], Values]  # the same of a split, computed or remembered; exactly, or for looks
 MEASURED = 4  # times the batch size of a step, where no gradients are wanted: at least
 WIDEST = 2**27  # bytes of the largest tensor of a layer, or of logits: on a GPU, which else waits for Python, as many examples as that allows
+CONTEXT = ("max_position_embeddings", "max_seq_len")  # what configs call the longest prompt, in tokens
 QUICK = 128  # validation examples that are enough for a first look
 CHANCE_EXAMPLES = 256
 CHANCE = 0.55  # accuracy of the full model below which there is no behaviour to find a circuit of
@@ -188,7 +189,7 @@ def make_problem(
         loaded.tokenizer,
         aligned=config.ablation == "counterfactual",
         device=loaded.model.device,
-        context=getattr(text_config, "max_position_embeddings", None),
+        context=next((found for name in CONTEXT if (found := getattr(text_config, name, None))), None),
         vocabulary=text_config.vocab_size,
         needed=[split for split in SPLITS if split in splits or (split == "train" and config.ablation == "mean")],
         encoding=Encoding(**{field.name: getattr(config, field.name) for field in fields(Encoding)}),

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ WHOLE: dict[str, dict[str, type]] = {  # parts without which a file is no run's,
 DIMENSIONS = {"head_dim": 3, "mlp_neuron": 2, "expert": 2, "mlp_output": 2}  # of the tensors that tell the sizes of a model
 NAMES = {dict: "a JSON object", str: "a text", int: "a whole number", float: "a number"}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
+FILES = (CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, *STATES.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ def load_run(directory: str | Path) -> Run:
     out = Path(directory)
     if not (out / CIRCUIT).is_file():
         begun = has_state(out) or ((out / CONFIG).is_file() and not is_finished(out))
-        hint = f"; it holds an unfinished run: nodesieve discover --resume {out}" if begun else ""
+        hint = f"; it holds an unfinished run: nodesieve discover --resume {quote(str(out))}" if begun else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
     config, description = read_config(out), _whole(out / DESCRIPTION, WHOLE[DESCRIPTION])
     if description["format_version"] > FORMAT_VERSION:

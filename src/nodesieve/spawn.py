@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
+from nodesieve.files import alone_in
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import (
     CIRCUIT,
@@ -53,10 +54,11 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if code in (EXIT_INTERRUPTED, *(-number for number in STOPS)):  # the latter where it was about to begin or to end, and may be finished
         raise KeyboardInterrupt
     if code:
-        if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
-            (directory / CONFIG).unlink(missing_ok=True)
-            with suppress(OSError):
-                directory.rmdir()
+        with suppress(UserError), alone_in(directory):  # unless another process makes this very run
+            if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
+                (directory / CONFIG).unlink(missing_ok=True)
+        with suppress(OSError):
+            directory.rmdir()
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 success, 2 bad input (one line, no traceback), 130 stopped by Ctrl
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ def main(stopped: Sequence[int] = ()) -> None:
     Args:
         stopped: signals that have come; holds some where one came in the middle of an import, which may then fail in any way.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may have letters that the terminal has not
     try:
         with _plain_warnings():
             code = cli.main(standalone_mode=False)  # what a command's Exit carried; None where it just returned

@@ -7,9 +7,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
@@ -17,6 +18,7 @@ import click
 from nodesieve.cli.common import PATH, trust_remote_code_option
 from nodesieve.config import DiscoverConfig, choices, default_of, make_config, method_for
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
+from nodesieve.files import alone_in
 from nodesieve.levels import LEVELS
 
 if TYPE_CHECKING:
@@ -89,26 +91,31 @@ def command(
             raise UserError("--resume expects no other option of the run, since it repeats them; only --quiet and --trust-remote-code go with it")
         if not (resume / CONFIG).is_file():
             raise UserError(f"--resume expects the directory of an unfinished run, found no {CONFIG} in {str(resume)!r}")
-        config, directory = read_config(resume), resume
-        if is_finished(directory):
-            if not (directory / REPORT).is_file():  # it was stopped while that was drawn
-                print(f"report: {_report(directory, load_run(directory))}")
-                return
-            raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
+        directory = resume
     else:
         # The method goes by what is given, be it at its default.
         if given.get("method") == "auto" and not config_file:
             del given["method"]
         config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
         directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
-        used = file_of_a_run(directory)
-        if used is not None and not overwrite:
-            raise UserError(f"{str(directory)!r} already holds a run ({used}); choose another --out, or add --overwrite, or --resume {directory}")
         if directory.is_file():
             raise UserError(f"--out expects a directory, got the file {str(directory)!r}")
         if config.within is not None and directory.resolve() == Path(config.within).resolve():
             raise UserError(f"--within expects the directory of another run than --out, got {str(directory)!r} for both")
-    _discover(config, directory, fresh=resume is None, quiet=quiet, trust_remote_code=trust_remote_code)
+    with alone_in(directory):
+        if resume is not None:
+            config = read_config(resume)
+            if is_finished(directory):
+                if not (directory / REPORT).is_file():  # it was stopped while that was drawn
+                    print(f"report: {_report(directory, load_run(directory))}")
+                    return
+                raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
+        used = file_of_a_run(directory)
+        if resume is None and used is not None and not overwrite:
+            raise UserError(
+                f"{str(directory)!r} already holds a run ({used}); choose another --out, or add --overwrite, or --resume {quote(str(directory))}"
+            )
+        _discover(config, directory, fresh=resume is None, quiet=quiet, trust_remote_code=trust_remote_code)
 
 
 def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bool, trust_remote_code: bool) -> None:
@@ -121,7 +128,8 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
     task = task_of(config, loaded.tokenizer)
-    with _set_aside(directory) if fresh else nullcontext(), ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
+    room = _set_aside(directory) if fresh else nullcontext(False)
+    with room as replaces, ConsoleJournal(directory, quiet=quiet) as journal, _stop_on_interrupt(journal):
         if fresh:
             write_config(directory, config)
         try:
@@ -130,7 +138,9 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
             if isinstance(interrupted, Interrupted):
                 interrupted.run.save(directory, overwrite=True)
                 (directory / METRICS).unlink(missing_ok=True)
-            print(f"stopped; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
+            back = replaces and not _has_begun(directory)
+            end = "before there was anything to go on from; what was there is back" if back else f"go on with: {_resuming(directory)}"
+            print(f"stopped{' ' if back else '; '}{end}", file=sys.stderr)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory, overwrite=True)
     report = _report(directory, run)
@@ -143,6 +153,17 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
         print(f"report: {report}")
 
 
+def _resuming(directory: Path) -> str:
+    return f"nodesieve discover --resume {quote(str(directory))}"
+
+
+def _has_begun(directory: Path) -> bool:
+    """Is there something of a run that goes on, or of its circuit?"""
+    from nodesieve.run import CIRCUIT, has_state
+
+    return has_state(directory) or (directory / CIRCUIT).is_file()
+
+
 def _report(directory: Path, run: Run) -> Path:
     """Draw the run's report into its directory."""
     from nodesieve.report.page import render
@@ -153,40 +174,35 @@ def _report(directory: Path, run: Run) -> Path:
 
 
 @contextmanager
-def _set_aside(directory: Path) -> Iterator[None]:
-    """Makes room for a run in `directory`. What another one has left there goes for good only once the new one is done or was stopped; where it is
-    refused before it has found anything, all is as it was."""
+def _set_aside(directory: Path) -> Iterator[bool]:
+    """Makes room for a run in `directory` -> was there another? What that one has left goes for good only once the new one is done, or was stopped
+    with something to go on from; where it is refused or stopped before that, all is as it was."""
     from nodesieve.compare import CURVE
-    from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, HISTORY, METRICS, REPORT, STATES, has_state
+    from nodesieve.run import CONFIG, FILES, HISTORY
     from nodesieve.stability import STABILITY
 
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=directory, prefix=".before-"))
-        for name in (CONFIG, METRICS, DESCRIPTION, CIRCUIT, HISTORY, REPORT, CURVE, STABILITY, *STATES.values()):
+        for name in (*FILES, CURVE, STABILITY):
             if (directory / name).is_file():
                 (directory / name).rename(aside / name)
-        if not any(aside.iterdir()):
+        replaces = any(aside.iterdir())
+        if not replaces:
             aside.rmdir()  # so that a run that is killed leaves nothing of it
     except OSError as error:
         raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
     try:
-        yield
-    except click.exceptions.Exit:  # stopped
-        raise
-    except BaseException:
-        if not has_state(directory):
+        yield replaces
+    except BaseException as error:
+        stopped = isinstance(error, click.exceptions.Exit)  # a run that was stopped is gone on with from its config alone
+        if not _has_begun(directory) and (replaces or not stopped):
             for name in (CONFIG, HISTORY):
                 (directory / name).unlink(missing_ok=True)
-            for path in aside.iterdir() if aside.is_dir() else ():
+            for path in aside.iterdir() if replaces else ():
                 path.rename(directory / path.name)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()  # if nothing is in it
 
 
 @contextmanager

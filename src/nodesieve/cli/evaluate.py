@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -54,7 +55,7 @@ def command(
         raise UserError(f"--draws {draws} expects --controls, the random circuits of which it counts; add that, or leave it out")
     run = load_run(directory)
     if not run.metrics:
-        print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {directory}", file=sys.stderr)
+        print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {quote(str(directory))}", file=sys.stderr)
     loaded = model_of_run(run, model=model, device=device, trust_remote_code=trust_remote_code)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,7 +36,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
     hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
     heads and MLPs with scores.
     """
-    from nodesieve.run import load_run
+    from nodesieve.run import FILES, load_run
 
     run = load_run(directory)
     if kind == "hf":
@@ -43,6 +44,8 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
     elif ablation is not None:
         raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
     else:
+        if out.resolve() in {(directory / name).resolve() for name in FILES}:
+            raise UserError(f"OUT expects another file than the run's own, got {str(out)!r}")
         _mib(run, out, model=model, trust_remote_code=trust_remote_code)
     print(out)
 
@@ -70,7 +73,7 @@ def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, abla
     if (ablation or run.config.ablation) == "counterfactual":
         raise UserError(
             "--format hf expects closed nodes that hold constants, got a circuit in which they hold what corrupted prompts give; "
-            f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {directory} --ablation mean"
+            f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {quote(str(directory))} --ablation mean"
         )
     if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"OUT expects a new or empty directory, in one that exists, got {str(out)!r}")

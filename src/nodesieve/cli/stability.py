@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -33,7 +34,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
 
     run = load_run(directory)
     if not run.metrics:
-        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {directory}")
+        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {quote(str(directory))}")
     if run.description["method"] == CONSENSUS:
         raise UserError(f"expected a run, got in {str(directory)!r} what several runs agree on; give one of them")
     if "loss" in run.description:

@@ -49,8 +49,8 @@ def refuse_records(source: str) -> None:
     """Raise UserError where a run was found on records in Python, which no file holds."""
     if (source == RECORDS or source.startswith(f"{RECORDS}:")) and not Path(source).exists():
         raise UserError(
-            f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: give others with --task "
-            "FILE, or go on in Python with the same records"
+            f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: evaluate takes others "
+            "with --task FILE, for anything else write the records to a file and find the circuit with that"
         )
 
 
@@ -302,7 +302,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             }
             yield _row(row, at)
     except csv.Error as error:
-        raise UserError(f"{path}, line {above + reader.line_num}: expected CSV, got {error}") from error
+        raise UserError(f"{path}, line {above + reader.line_num + 1}: expected CSV, got {error}") from error
 
 
 def _cell(text: str, column: str, at: str) -> Any:
