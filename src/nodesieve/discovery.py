@@ -34,6 +34,8 @@ from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task
 
 FEW = 30  # validation examples, below which there is a word about it
+# Options that may be other ones when a run is gone on with: of how it is computed, and names of what is compared by its content.
+MAY_CHANGE = ("model", "revision", "task", "within", "device", "cache_limit", "memory", "max_minutes", "force")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -132,10 +134,6 @@ def discover(
         description=described(selection.circuit, complete=True),
         history=journal.history,
     )
-
-
-# Options that may be other ones when a run is gone on with: of how it is computed, and names of what is compared by its content.
-MAY_CHANGE = ("model", "revision", "task", "within", "device", "cache_limit", "memory", "max_minutes", "force")
 
 
 def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -> DiscoverConfig:

@@ -32,7 +32,7 @@ from nodesieve.in_one import in_one, is_gated, written_out
 from nodesieve.journal import Passes
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
-from nodesieve.prefix import Prefix, common_start, rotated_alike_to
+from nodesieve.prefix import Prefix, common_start, reads_alike
 from nodesieve.shrink import Cutter, Shrunk, find_cutter
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ class GatedModel:
     def start(self, clean: Tokens, corrupted: Tokens) -> int:
         """How many leading positions gated passes may leave out, since nothing differs there."""
         start, length = common_start(clean, corrupted), clean.input_ids.shape[1]
-        alike = not any(start <= longest < length for longest in rotated_alike_to(self.model.config))
-        return start if start and alike and self._goes_on_from_a_prefix else 0
+        return start if start and reads_alike(self.model.config, start, length) and self._goes_on_from_a_prefix else 0
 
     def read_prefix(self, clean: Tokens, corrupted: Tokens) -> Prefix | None:
         """Keys and values of the positions that gated passes may leave out; None where that saves too little."""

@@ -65,10 +65,10 @@ def common_start(clean: Tokens, corrupted: Tokens) -> int:
     return start if start >= WORTH_IT * clean.input_ids.shape[1] else 0
 
 
-def rotated_alike_to(config: PreTrainedConfig) -> list[int]:
-    """Lengths beyond which a prompt has all its positions rotated in another way than a shorter one (LongRoPE's factors), so that a prefix, itself
-    shorter, would hold other keys than the prompt does."""
+def reads_alike(config: PreTrainedConfig, start: int, length: int) -> bool:
+    """Has a prompt of `length` the keys in its first `start` positions that these have alone? Not where it is beyond what LongRoPE rotates by the
+    factors of short prompts, and they are not."""
     words = config.get_text_config()
     own = getattr(words, "rope_parameters", None) or {}  # of all layers, or by their kind
     long = [way for way in (own, *own.values()) if isinstance(way, Mapping) and way.get("rope_type") == "longrope"]
-    return [way.get("original_max_position_embeddings") or words.max_position_embeddings for way in long]
+    return not any(start <= (way.get("original_max_position_embeddings") or words.max_position_embeddings) < length for way in long)

@@ -124,6 +124,11 @@ def is_finished(directory: Path) -> bool:
     return (directory / METRICS).is_file() and not has_state(directory)
 
 
+def resuming(directory: Path) -> str:
+    """The command that goes on with the run there, as it can be pasted."""
+    return f"nodesieve discover --resume {quote(str(directory))}"
+
+
 def load_run(directory: str | Path) -> Run:
     """Read a run's files back.
 
@@ -133,7 +138,7 @@ def load_run(directory: str | Path) -> Run:
     out = Path(directory)
     if not (out / CIRCUIT).is_file():
         begun = has_state(out) or ((out / CONFIG).is_file() and not is_finished(out))
-        hint = f"; it holds an unfinished run: nodesieve discover --resume {quote(str(out))}" if begun else ""
+        hint = f"; it holds an unfinished run: {resuming(out)}" if begun else ""
         raise UserError(f"expected a run's directory with a {CIRCUIT}, found none in {str(directory)!r}{hint}")
     config, description = read_config(out), _whole(out / DESCRIPTION, WHOLE[DESCRIPTION])
     if description["format_version"] > FORMAT_VERSION:

@@ -103,18 +103,19 @@ def command(
         if config.within is not None and directory.resolve() == Path(config.within).resolve():
             raise UserError(f"--within expects the directory of another run than --out, got {str(directory)!r} for both")
     with alone_in(directory):
-        if resume is not None:
+        if resume is None:
+            used = file_of_a_run(directory)
+            if used is not None and not overwrite:
+                raise UserError(
+                    f"{str(directory)!r} already holds a run ({used}); choose another --out, or add --overwrite, or --resume {quote(str(directory))}"
+                )
+        else:
             config = read_config(resume)
             if is_finished(directory):
                 if not (directory / REPORT).is_file():  # it was stopped while that was drawn
                     print(f"report: {_report(directory, load_run(directory))}")
                     return
                 raise UserError(f"the run in {str(resume)!r} is finished; nothing to resume")
-        used = file_of_a_run(directory)
-        if resume is None and used is not None and not overwrite:
-            raise UserError(
-                f"{str(directory)!r} already holds a run ({used}); choose another --out, or add --overwrite, or --resume {quote(str(directory))}"
-            )
         _discover(config, directory, fresh=resume is None, quiet=quiet, trust_remote_code=trust_remote_code)
 
 
@@ -123,7 +124,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import Interrupted
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
-    from nodesieve.run import METRICS, STATES, write_config
+    from nodesieve.run import METRICS, STATES, resuming, write_config
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
@@ -139,7 +140,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
                 interrupted.run.save(directory, overwrite=True)
                 (directory / METRICS).unlink(missing_ok=True)
             back = replaces and not _has_begun(directory)
-            end = "before there was anything to go on from; what was there is back" if back else f"go on with: {_resuming(directory)}"
+            end = "before there was anything to go on from; what was there is back" if back else f"go on with: {resuming(directory)}"
             print(f"stopped{' ' if back else '; '}{end}", file=sys.stderr)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory, overwrite=True)
@@ -151,10 +152,6 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     else:
         print_summary(run)
         print(f"report: {report}")
-
-
-def _resuming(directory: Path) -> str:
-    return f"nodesieve discover --resume {quote(str(directory))}"
 
 
 def _has_begun(directory: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import click
@@ -47,7 +46,7 @@ def command(
     from nodesieve.controls import controls_file, controls_kept_in, name_of_examples, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.problem import as_counts, counts_in_words
-    from nodesieve.run import load_run
+    from nodesieve.run import load_run, resuming
     from nodesieve.size_curve import size_curve
     from nodesieve.tasks.load import task_of
 
@@ -55,7 +54,7 @@ def command(
         raise UserError(f"--draws {draws} expects --controls, the random circuits of which it counts; add that, or leave it out")
     run = load_run(directory)
     if not run.metrics:
-        print(f"the run is unfinished, this is its circuit of now; go on with: nodesieve discover --resume {quote(str(directory))}", file=sys.stderr)
+        print(f"the run is unfinished, this is its circuit of now; go on with: {resuming(directory)}", file=sys.stderr)
     loaded = model_of_run(run, model=model, device=device, trust_remote_code=trust_remote_code)
     examples = task_of(run.config, loaded.tokenizer, task=task)
     problem = problem_of(loaded, examples, run, splits=(split,), ablation=ablation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from shlex import quote
 
 import click
 
@@ -27,14 +26,14 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     from nodesieve.evaluation import Evaluation
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
-    from nodesieve.run import load_run, weights_of, write_json
+    from nodesieve.run import load_run, resuming, weights_of, write_json
     from nodesieve.spawn import refuse_other_weights, refuse_what_changed
     from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
     if not run.metrics:
-        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: nodesieve discover --resume {quote(str(directory))}")
+        raise UserError(f"expected a finished run in {str(directory)!r}; go on with: {resuming(directory)}")
     if run.description["method"] == CONSENSUS:
         raise UserError(f"expected a run, got in {str(directory)!r} what several runs agree on; give one of them")
     if "loss" in run.description:
