@@ -154,7 +154,7 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     capsys.readouterr()
     assert nodesieve("export", out, tmp_path / "nowhere" / "mib.json") == 2
     assert "a directory that exists" in capsys.readouterr().err
-    assert nodesieve("check-model", model_directory) == 0
+    assert nodesieve("check-model", model_directory, "--dtype", "bfloat16") == 0
     assert "FAILED" not in capsys.readouterr().out
     assert nodesieve("tasks", "--model", model_directory) == 0
     assert "512 train" in capsys.readouterr().out

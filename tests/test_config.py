@@ -30,7 +30,8 @@ METHOD_NAMES = choices(MethodName)
     ("options", "method"),
     [
         ({}, "sieve"),
-        ({"controller": "kl_budget", "learning_rates": {"head": 0.05}}, "sieve"),
+        ({"controller": "kl_budget"}, "multigranular"),  # given, be it at its default
+        ({"gates_share": 0.6}, "hybrid"),
         ({"task_weight": 1.0, "penalties": {"head": 1.0}}, "sieve"),
         ({"controller": "fixed"}, "multigranular"),
         ({"log_alpha_init": {"head": 2.0}}, "multigranular"),

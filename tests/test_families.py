@@ -14,7 +14,7 @@ from nodesieve.ablations import Corrupted, Routed
 from nodesieve.architectures import guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
-from nodesieve.errors import UnknownFamilyWarning, UserError
+from nodesieve.errors import Trying, UnknownFamilyWarning, UserError
 from nodesieve.families import FAMILIES
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
@@ -201,7 +201,7 @@ def test_a_model_without_a_row_is_read_by_structure(name: str) -> None:
 
 def test_a_write_before_its_norm_is_noticed() -> None:
     model = unheard_of("gemma2")
-    plain = [architecture for architecture in guess(model) if architecture.family.mlp_write == "mlp.down_proj"]
+    plain = [architecture for architecture in guess(model) if architecture.family.mlp_write == ""]
     failed = [check.name for check in verify(GatedModel(model, plain[0])) if not check.passed]
     assert failed == ["the two writes of a layer are what it adds to the residual stream"]
 
@@ -233,3 +233,13 @@ def test_a_model_that_fits_nothing_is_refused_in_one_line(model_type: str) -> No
     with pytest.raises(UserError, match=r"expected a model of a known family .* got .*; add a row") as error:
         gate(model)
     assert "\n" not in str(error.value)
+
+
+def test_a_device_without_memory_left_says_nothing_of_the_model() -> None:
+    for error in (RuntimeError("shapes"), StopIteration(), KeyError("layer")):
+        with Trying():
+            raise error
+    with pytest.raises(torch.OutOfMemoryError), Trying():
+        raise torch.OutOfMemoryError
+    with pytest.raises(ZeroDivisionError), Trying():
+        raise ZeroDivisionError

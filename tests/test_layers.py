@@ -51,6 +51,7 @@ ORDER = [
     "nodes",
     "gates",
     "journal",
+    "usage",
     "metrics",
     "tasks",
     "batches",

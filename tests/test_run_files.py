@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import nodesieve as ns
 from command_line import FEW, QUICK, nodesieve
 from nodesieve.config import make_config
 from nodesieve.models import LoadedModel
-from nodesieve.run import write_text
+from nodesieve.run import is_finished, write_text
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,21 @@ def test_a_run_made_in_python_says_how_its_examples_were_drawn(loaded: LoadedMod
     assert run.config.seed_of_data == 3
     run.save(tmp_path / "run")
     assert nodesieve("evaluate", tmp_path / "run") == 0
+
+
+def test_a_run_made_in_python_says_which_revision_was_asked_for(loaded: LoadedModel) -> None:
+    """And no other one, whatever the options say."""
+    task, config = ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random", "revision": "v1"})
+    assert ns.discover(replace(loaded, revision="c0ffee", asked="v2"), task, config).config.revision == "v2"
+    assert ns.discover(replace(loaded, revision="sha256:c0ffee"), task, config).config.revision is None
+
+
+def test_a_finished_run_leaves_nothing_to_go_on_from(finished: Path, tmp_path: Path) -> None:
+    """Of another run that was there, unfinished."""
+    for name in ("checkpoint.safetensors", "polishing.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    ns.load_run(finished).save(tmp_path, overwrite=True)
+    assert is_finished(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert found["consensus"]["at_least"] == 2
     shared = ns.load_run(run / "stability" / "consensus")
     assert shared.metrics["circuit"]["test"] == found["consensus"]["circuit"]["test"]
+    assert [shared.metrics[name] for name in ("steps", "seconds", "peak_memory_bytes")] == [None] * 3  # each run has its own
     assert torch.equal(shared.circuit.masks["head"], shared.scores.circuit(shared.threshold).masks["head"])
     assert nodesieve("evaluate", run / "stability" / "consensus", "--controls", "--draws", 1, "--json") == 0
     assert json.loads(capsys.readouterr().out)["circuit"] == {"test": shared.metrics["circuit"]["test"]}
@@ -123,7 +124,7 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert "that the run in" in capsys.readouterr().err
 
 
-def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
     command = ["compare", "--model", model_directory, "--task", few_prompts(tmp_path), "--budget", 0.1, "--config", options, "--out", out]
@@ -149,12 +150,13 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert json.loads(curve.read_text()) == measured  # of other scores, so measured again
     assert (out / "random-0" / "metrics.json").stat().st_mtime_ns == made
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 2
-    assert nodesieve(*command[:-1], tmp_path / "open", "--methods", "random", "--levels", "head,mlp_neuron") == 0
-    assert ns.load_run(tmp_path / "open" / "random-0").scores.levels == ("head", "mlp_neuron")
+    monkeypatch.chdir(tmp_path)
+    assert nodesieve(*command[:-2], "--methods", "random", "--levels", "head,mlp_neuron") == 0
+    assert ns.load_run(tmp_path / "runs" / f"compare-{model_directory.name}-few" / "random-0").scores.levels == ("head", "mlp_neuron")
     assert nodesieve(*command, "--methods", "random", "--polish") == 2
     assert "polish = True" in capsys.readouterr().err
     assert nodesieve(*command[:3], "--task", "nope", "--methods", "random", "--out", tmp_path / "refused") == 2
-    assert not list((tmp_path / "refused").iterdir())
+    assert not (tmp_path / "refused").exists()
     _change_weights(out / "random-0")
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 2  # nothing to make, and yet no comparison
     assert "expected runs of the same weights" in capsys.readouterr().err

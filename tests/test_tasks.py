@@ -359,7 +359,9 @@ def test_records_with_columns_of_other_names_and_datasets_by_split(tokenizer: Pr
         load_task({**by_split, "validation": records[:4]}, tokenizer, columns=columns)
     with pytest.raises(UserError, match="expected a task's name, a file or records, got 5"):
         load_task(5, tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="train_size expects a number of at least 1, got -1"):
-        load_task("ioi", tokenizer, train_size=-1)
+    with pytest.raises(UserError, match="train_size expects a number of at least 2, got 1"):
+        load_task("ioi", tokenizer, train_size=1)
+    with pytest.raises(UserError, match="seed expects a number below 2147483648, got 2147483648"):
+        load_task("ioi", tokenizer, seed=2**31)
     with pytest.raises(UserError, match="columns expects keys among"):
         load_task(records, tokenizer, columns={"answer": "target"})

@@ -10,9 +10,10 @@ An ablation is built once from the training split and then asked for values batc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,14 +132,29 @@ class Corrupted:
 Record = Callable[[Tokens], Activations]
 
 
-class Ablation(Protocol):
-    name: str
+class Ablation(ABC):
+    """Built from what the model holds on prompts, and the training split.
 
-    def values(self, batch: Batch) -> Activations | Corrupted: ...
+    Attributes:
+        aligned: does it need a corrupted prompt for each clean one, alike position by position?
+        averaged: does it hold an average over the training split, so that it needs the run's own?
+    """
+
+    name: ClassVar[str]
+    aligned: ClassVar[bool] = False
+    averaged: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, record: Record, train: Split) -> None: ...
+
+    @abstractmethod
+    def values(self, batch: Batch) -> Activations | Corrupted:
+        """What closed nodes hold in a batch: constants, or the prompts that they are to be computed from."""
 
 
-class Counterfactual:
+class Counterfactual(Ablation):
     name = "counterfactual"
+    aligned = True
 
     def __init__(self, record: Record, train: Split) -> None:
         """Each batch has its own; that no example lacks a corrupted prompt is seen when examples are encoded."""
@@ -156,16 +172,19 @@ def doubled(x: Tensor) -> Tensor:
 MEAN_EXAMPLES = 2048  # at most, the training split's own first
 
 
-class Mean:
+class Mean(Ablation):
     name = "mean"
+    averaged = True
 
     def __init__(self, record: Record, train: Split) -> None:
         total: Activations | None = None
-        count = 0
+        count, like = 0, torch.empty(0)
         for batch in train.batches(16, first=MEAN_EXAMPLES):
             tokens = batch.corrupted or batch.clean
             counted = tokens.attention_mask.bool() & (tokens.position_ids > 0)
-            summed = record(tokens).map(lambda x, keep=counted: doubled(x[keep]).sum(0))  # type: ignore[misc]
+            held = record(tokens)
+            like = held.heads[0]
+            summed = held.map(lambda x, keep=counted: doubled(x[keep]).sum(0))  # type: ignore[misc]
             count += int(counted.sum())
             if total is None:
                 total = summed
@@ -174,14 +193,13 @@ class Mean:
                     old += new
         if total is None or count == 0:
             raise UserError("--ablation mean expects training prompts of two tokens or more, got none; use zero")
-        like = record(train.batch([0]).clean).heads[0]
         self._mean = total.map(lambda x: (x / count).to(like))
 
     def values(self, batch: Batch) -> Activations:
         return self._mean
 
 
-class Zero:
+class Zero(Ablation):
     name = "zero"
 
     def __init__(self, record: Record, train: Split) -> None:
@@ -191,4 +209,4 @@ class Zero:
         return self._zeros
 
 
-ABLATIONS: dict[str, Callable[[Record, Split], Ablation]] = {kind.name: kind for kind in (Counterfactual, Mean, Zero)}
+ABLATIONS: dict[str, type[Ablation]] = {kind.name: kind for kind in (Counterfactual, Mean, Zero)}

@@ -25,7 +25,7 @@ from nodesieve.ablations import Activations, Routed, doubled
 from nodesieve.architectures import Architecture, LayerPlaces, locate
 from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
-from nodesieve.errors import UserError
+from nodesieve.errors import Trying, UserError
 from nodesieve.files import replacing
 from nodesieve.gated_model import GatedModel
 from nodesieve.nodes import PlaceGates, place_gates
@@ -241,7 +241,7 @@ def _narrowed(model: GatedModel, folded: PreTrainedModel, circuit: Circuit) -> P
     """With fewer hidden neurons and heads in every layer, each if that can be said and says the same; else as it is."""
     for narrower in (_fewer_neurons, _fewer_heads):
         architecture = locate(folded, model.architecture.family)
-        with contextlib.suppress(UserError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        with Trying():
             attempt = narrower(folded, architecture, circuit, model)
             if attempt is not None and _say_the_same(attempt, folded, model):
                 folded = attempt

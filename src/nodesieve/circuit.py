@@ -30,13 +30,19 @@ def close(kept: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Circuit:
-    """Which nodes of a model are kept: a boolean mask a level, closed. Build it with `Circuit.of`."""
+    """Which nodes of a model are kept. Build it with `Circuit.of`, which closes it.
+
+    Attributes:
+        masks: a boolean tensor for every level of `nodesieve.levels.LEVELS`, (*nodes.shape(level)); of levels that the model has not, empty.
+        nodes: the sizes of the model.
+    """
 
     masks: LevelTensors
     nodes: NodeSpace
 
     @staticmethod
     def of(kept: Mapping[str, Tensor], nodes: NodeSpace) -> Circuit:
+        """From masks of all levels, each (*nodes.shape(level)), closed: nodes go whose parent or whose children are all closed."""
         return Circuit(masks=close(kept, nodes), nodes=nodes)
 
     @staticmethod
@@ -57,6 +63,7 @@ class Circuit:
         return {level: mask.float() for level, mask in self.masks.items()}
 
     def kept(self, level: str) -> int:
+        """How many nodes of a level."""
         return int(self.masks[level].sum())
 
     @property

@@ -55,6 +55,8 @@ PER_LEVEL = {
 
 
 FINE_BUDGET = 0.02  # nats: below this, what bfloat16 rounds away matters; SmolLM2's own KL from its copy is 0.001 to 0.002
+TRAIN_SIZE, VALIDATION_SIZE, REDRAWS = 512, 512, 15  # of built-in tasks
+LEAST = {"seed": 0, "train_size": 2, "validation_size": 2, "redraws": 0}
 DRAWN = ("train_size", "validation_size", "redraws")
 SEEDS = 2**31  # seeds are below this
 DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
@@ -81,14 +83,14 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods
 }
 
 
-def _refusing_in_one_line(cls: type[_T]) -> type[_T]:
-    """What the class refuses becomes a UserError, the first of it in one line."""
+def _by_what_is_given(cls: type[_T]) -> type[_T]:
+    """What the class refuses becomes a UserError, the first of it in one line; and where no method is given, what is given says which."""
     check = cls.__init__
 
     @functools.wraps(check)
     def init(self: _T, *arguments: Any, **options: Any) -> None:
         try:
-            check(self, *arguments, **options)
+            check(self, *arguments, **{"method": method_for(options), **options})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "options"
@@ -100,7 +102,7 @@ def _refusing_in_one_line(cls: type[_T]) -> type[_T]:
     return cls
 
 
-@_refusing_in_one_line
+@_by_what_is_given
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class DiscoverConfig:
     """Options of `discover`. A number a level is given for the levels that differ from the default, e.g. `{"head": 1.0}`."""
@@ -109,9 +111,11 @@ class DiscoverConfig:
     model: str = Field(default="smollm2-135m", description="smollm2-135m, a hub id, a local directory or a .gguf file")
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     task: str = Field(default="ioi", description="a built-in task (see `nodesieve tasks`) or a file of prompts")
-    train_size: int = Field(default=512, ge=2, description="training examples of a built-in task")
-    validation_size: int = Field(default=512, ge=2, description="validation examples of a built-in task")
-    redraws: int = Field(default=15, ge=0, description="further training examples, with other words, for each of a built-in task's")
+    train_size: int = Field(default=TRAIN_SIZE, ge=LEAST["train_size"], description="training examples of a built-in task")
+    validation_size: int = Field(default=VALIDATION_SIZE, ge=LEAST["validation_size"], description="validation examples of a built-in task")
+    redraws: int = Field(
+        default=REDRAWS, ge=LEAST["redraws"], description="further training examples, with other words, for each of a built-in task's"
+    )
     unequal: Literal["skip", "error"] = Field(default="skip", description="pairs of prompts of different token length, under counterfactual")
     bootstrap: bool = Field(default=False, description="resample the training examples with replacement, by the seed")
     only_correct: bool = Field(default=False, description="keep the examples that the full model gets right, in every split")
@@ -119,9 +123,11 @@ class DiscoverConfig:
     chat_template: bool = Field(default=False, description="give prompts as a user's turn of the tokenizer's chat template")
     padding_side: Literal["left", "right"] = Field(default="left", description="where shorter prompts of a batch are padded")
     metrics: tuple[str, ...] = Field(default=(), description="further metrics, beside the task's own: prob_diff, cutoff_sharpness")
-    force: bool = Field(default=False, description="go on where the full model itself is near chance on the task")
-    seed: int = Field(default=0, ge=0, lt=SEEDS, description="seeds the data, the batches and the gate noise")
-    data_seed: int | None = Field(default=None, ge=0, lt=SEEDS, description="seed of the data, where it is to be another one")
+    force: bool = Field(
+        default=False, description="go on where the full model is near chance on the task, or where closing every node is within the budget"
+    )
+    seed: int = Field(default=0, ge=LEAST["seed"], lt=SEEDS, description="seeds the data, the batches and the gate noise")
+    data_seed: int | None = Field(default=None, ge=LEAST["seed"], lt=SEEDS, description="seed of the data, where it is to be another one")
     device: str = Field(
         default="auto", description="torch device; auto takes an NVIDIA or AMD GPU if there is one (mps, Apple's, has not been tested)"
     )
@@ -142,7 +148,8 @@ class DiscoverConfig:
     keep: float | None = Field(default=None, gt=0, le=1, description="share of leaves to keep, instead of the KL budget")
     polish: bool | None = Field(
         default=None,
-        description="afterwards close, coarse to fine, what the circuit can do without within the budget; by default unless keep is given",
+        description="afterwards close, coarse to fine, what the circuit can do without within the budget; by default unless keep or controller "
+        "target_size asks for a size",
     )
 
     # How to search (hybrid, sieve, multigranular, nested), and to learn gates (hybrid, multigranular)
@@ -153,7 +160,7 @@ class DiscoverConfig:
     max_minutes: float | None = Field(
         default=None,
         gt=0,
-        description="time for scoring and polishing; sieve plans its rounds to fit, so the circuit depends on the machine",
+        description="time for scoring and polishing (sieve alone), whose rounds are planned to fit, so the circuit depends on the machine",
     )
     batch_size: int = Field(default=16, ge=1, description="examples a step")
     controller: ControllerName = Field(default="kl_budget", description="who sets the weight of the penalties")

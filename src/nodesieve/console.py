@@ -30,7 +30,7 @@ class ConsoleJournal(RunJournal):
 
     LINE_EVERY, LINES = 25, 20  # steps at least, and lines at most
 
-    def __init__(self, directory: Path, *, quiet: bool) -> None:
+    def __init__(self, directory: str | Path, *, quiet: bool = False) -> None:
         super().__init__(directory)
         self._quiet = quiet
         self._console = Console(stderr=True)

@@ -146,7 +146,7 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
         "examples": problem.task[split].fingerprint,
         "weights": weights_fingerprint(problem.model.model),
     }
-    if problem.ablation_name == "mean":
+    if problem.ablation.averaged:
         of["training examples"] = problem.task["train"].fingerprint
     try:
         kept = json.loads(path.read_text("utf-8"))

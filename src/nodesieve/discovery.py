@@ -56,8 +56,8 @@ def discover(
     Args:
         loaded: from `load_model`.
         task: from `load_task`.
-        config: options; by default those of `DiscoverConfig`. Its `device` only describes the run; `model`, `task` and `dtype` become what
-            `loaded` and `task` are, and so do the sizes and the seed that `load_task` was given.
+        config: options; by default those of `DiscoverConfig`. Its `device` only describes the run; `model`, `revision`, `task` and
+            `dtype` become what `loaded` and `task` are, and so do the sizes and the seed that `load_task` was given.
         journal: where progress and checkpoints go; by default nowhere.
         loss: what the circuit is to keep low instead of KL(full || circuit): takes the gated model's logits at the answer (B, V) and a
             `nodesieve.batches.Batch`, gives one number an example (B,). Budget, controller and selection then go by it; the KL is still reported.
@@ -152,7 +152,8 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
             raise UserError(f"discover expects {what}, got {type(given).__name__}")
     drawn: dict[str, Any] = {name: value for name, value in task.drawn.items() if name != "data_seed" or value != config.seed_of_data}
     dtype: Any = str(loaded.model.dtype).removeprefix("torch.")
-    return replace(config, model=loaded.id, task=task.source or task.name, dtype=dtype if dtype in DTYPES else config.dtype, **drawn)
+    names: dict[str, Any] = {"model": loaded.id, "revision": loaded.asked, "dtype": dtype if dtype in DTYPES else config.dtype}
+    return replace(config, task=task.source or task.name, **names, **drawn)
 
 
 def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journal, weights: str) -> Circuit | None:

@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+DOES_NOT_FIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, StopIteration)  # what a wrong guess at a model ends in
 STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send before they end a job
 
 
@@ -26,6 +27,19 @@ class UnusedWeightsWarning(ModelWarning):
 
 class UnknownFamilyWarning(ModelWarning):
     """A model of a family without a row was read by its structure. Every check passed, but nobody has looked at the family itself."""
+
+
+class Trying:
+    """Around an attempt at something that a model may not be made for: what it then raises ends the block, and nothing else. That a device has no
+    memory left says nothing of the model, and is raised."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        from torch import OutOfMemoryError
+
+        return isinstance(error, DOES_NOT_FIT) and not isinstance(error, OutOfMemoryError)
 
 
 def end_stopped() -> NoReturn:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nodesieve.ablations import ABLATIONS
 from nodesieve.batches import Batch, order_of
 from nodesieve.circuit import Circuit, refuse_other_nodes
 from nodesieve.config import AblationName
@@ -44,9 +45,15 @@ class Evaluation:
 def evaluate(
     loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
 ) -> Evaluation:
-    """Measure a run's circuit on `task`, which may be another than the one it was found on.
+    """Measure a run's circuit on `task`, which may be another than the one it was found on -> metrics by split and name, e.g.
+    `.circuit["test"]["kl"]`, in nats (docs/files.md says what each is).
+
+    Other weights than those the circuit was found in are measured, too: `run.was_found_in(loaded.fingerprint)` tells.
 
     Args:
+        loaded: from `load_model`.
+        task: from `load_task`.
+        run: from `discover` or `load_run`.
         splits: `validation`, `test` or both, `train` too.
         ablation: another than the run's own.
 
@@ -63,7 +70,7 @@ def problem_of(
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
     if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
         raise UserError(f"expected splits as a list of some of {', '.join(SPLITS)}, got {splits!r}")
-    averaged: tuple[SplitName, ...] = ("train",) if (ablation or run.config.ablation) == "mean" else ()
+    averaged: tuple[SplitName, ...] = ("train",) if ABLATIONS[ablation or run.config.ablation].averaged else ()
     if task.is_from(run.config.task):
         refuse_other_examples(run.description, task, (*splits, *averaged))
     elif averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own

@@ -33,10 +33,6 @@ class Family:
     norms_after_sum: tuple[str, ...] = ()
     norms_after_sum_if: tuple[str, object] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "attention_write", self.attention_write or self.attention_projection)
-        object.__setattr__(self, "mlp_write", self.mlp_write or self.mlp_projection)
-
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -134,7 +130,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(_LLAMA, model_types=("phi3",), qkv=("self_attn.qkv_proj",), mlp_inputs=("mlp.gate_up_proj",)),
     _NORM_AFTER,
     replace(_NORM_AFTER, model_types=("gemma3",), layers="model.language_model.layers"),  # with eyes; the circuit is of the words
-    replace(_LLAMA, model_types=("nanochat",), mlp_projection="mlp.fc2", mlp_write="mlp.fc2", mlp_inputs=("mlp.fc1",)),
+    replace(_LLAMA, model_types=("nanochat",), mlp_projection="mlp.fc2", mlp_inputs=("mlp.fc1",)),
     replace(_LLAMA, model_types=("mixtral", "qwen3_moe", "olmoe"), mlp_write="mlp", experts="mlp.experts"),
     replace(
         _LLAMA,

@@ -44,7 +44,7 @@ def alone_in(directory: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"expected a directory in which no run is under way, one is in {str(directory)!r}; wait for it, or choose another") from None
     except OSError as error:
-        raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
+        raise UserError(f"expected a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ are put back as they were.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
@@ -25,15 +24,15 @@ from torch import Tensor
 from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, locate, resolve
 from nodesieve.batches import Tokens
-from nodesieve.errors import UserError
+from nodesieve.errors import Trying, UserError
 from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
-from nodesieve.journal import Passes
 from nodesieve.lockstep import Entered, Lockstep
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start, reads_alike
 from nodesieve.shrink import Cutter, Shrunk, find_cutter
+from nodesieve.usage import Passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +45,7 @@ class GatedModel:
 
     Args:
         model: a causal LM. It is not changed.
-        architecture: where its places are; by default what its family's row in `nodesieve.architectures` says.
+        architecture: where its places are; by default what its family's row in `nodesieve.families` says.
 
     Raises:
         UserError: no architecture is given and the family has no row.
@@ -293,7 +292,7 @@ class GatedModel:
     def _same_logits(self, other: Callable[[Tokens], Tensor]) -> bool:
         """Find out by trying, on a few random tokens, whether another way to the logits gives the model's own."""
         tokens = self._random_tokens(0)
-        with self._frozen(), torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        with self._frozen(), torch.no_grad(), Trying():
             plain = self._run(tokens)
             return self.agree(other(tokens), plain)
         return False

@@ -6,13 +6,13 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nodesieve.config import FINE_BUDGET
+from nodesieve.config import FINE_BUDGET, DtypeName, choices
 from nodesieve.errors import UserError
-from nodesieve.weights import read_checkpoint, source_of
+from nodesieve.weights import read_checkpoint, refuse_infinite, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,17 +20,25 @@ if TYPE_CHECKING:
     from nodesieve.config import DiscoverConfig
 
 AT_ONCE = 2**22  # values of a parameter that are hashed together
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = choices(DtypeName)
+IN_MEMORY = "in memory"  # what a model is called that transformers knows no name of
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in evaluation mode with its tokenizer, and what identifies both in a run's files."""
+    """A model in evaluation mode with its tokenizer, and what identifies both in a run's files.
+
+    Attributes:
+        id: its name, as it was given.
+        revision: which one that was: a commit on the hub, or the hash of a GGUF file.
+        asked: the branch, tag or commit that was asked for.
+    """
 
     id: str
     revision: str | None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    asked: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -38,31 +46,60 @@ class LoadedModel:
 
 
 def load_model(
-    name: str | Path = "smollm2-135m",
+    name: str | Path | PreTrainedModel = "smollm2-135m",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a model for `nodesieve.discover`.
+    """Load a model for `nodesieve.discover`, or take one that is in memory.
 
     Args:
-        name: `smollm2-135m`, a hub id, a local directory with safetensors, or a GGUF file.
+        name: `smollm2-135m`, a hub id, a local directory with safetensors, or a GGUF file; or a causal LM of transformers with its `tokenizer`,
+            which is put into evaluation mode, without gradients to its weights, and stays on its device and in its dtype.
+        tokenizer: of a model in memory; any other brings its own.
         revision: branch, tag or commit on the hub.
-        device: a torch device, or `auto`: the GPU if there is one.
+        device: a torch device, or `auto`: an NVIDIA or AMD GPU if there is one, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`.
+        trust_remote_code: run Python code that comes with a model from the hub.
 
     Raises:
-        UserError: the model cannot be found or read.
+        UserError: the model cannot be found, read or used.
     """
+    dtype, device = str(dtype).removeprefix("torch."), str(device)
     if dtype not in DTYPES:
         raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    if not isinstance(name, str | Path):
+        if revision is not None or (device, dtype, trust_remote_code) != ("auto", "float32", False):
+            raise UserError("expected a model in memory without revision, device, dtype and trust_remote_code, since it is taken as it is")
+        return _in_memory(name, tokenizer)
+    if tokenizer is not None:
+        raise UserError(f"expected no tokenizer, since {str(name)!r} brings its own; give the model itself with it")
     where, name = pick_device(device), str(name)
     source, found_revision = source_of(name, revision)
     model, tokenizer = read_checkpoint(source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, name=name)
     model = model.to(where).eval().requires_grad_(False)
-    return LoadedModel(id=name, revision=found_revision or getattr(model.config, "_commit_hash", None), model=model, tokenizer=tokenizer)
+    found_revision = found_revision or getattr(model.config, "_commit_hash", None)
+    return LoadedModel(id=name, revision=found_revision, model=model, tokenizer=tokenizer, asked=revision)
+
+
+def _in_memory(model: Any, tokenizer: Any) -> LoadedModel:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        hint = "; merge its adapters first (merge_and_unload)" if hasattr(model, "merge_and_unload") else ""
+        raise UserError(f"expected a model's name, or a causal LM of transformers, got {type(model).__name__}{hint}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"expected the tokenizer of a model in memory beside it, got {type(tokenizer).__name__}")
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    if len(dtypes) != 1 or not dtypes <= {*DTYPES}:
+        raise UserError(f"expected weights of one dtype of {', '.join(DTYPES)}, got {', '.join(sorted(dtypes))}")
+    name, commit = model.config._name_or_path or IN_MEMORY, getattr(model.config, "_commit_hash", None)
+    refuse_infinite(model, name)
+    model = model.eval().requires_grad_(False)
+    return LoadedModel(id=name, revision=commit, model=model, tokenizer=tokenizer, asked=commit)
 
 
 def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:

@@ -39,8 +39,11 @@ class Problem:
     Args:
         ablation: `counterfactual`, `mean` or `zero`.
         loss: what a circuit is to keep low, instead of KL(full || circuit).
-        within: a circuit that a search is to stay within, where one is set.
         batch_size: examples a forward pass where no gradients are wanted.
+
+    Attributes:
+        within: a circuit that a search is to stay within, where one is set.
+        remember: what `looks` and `measured` ask for the values of a split when they first need them, where that is set.
     """
 
     def __init__(self, model: GatedModel, task: EncodedTask, *, ablation: str, loss: Loss | None = None, batch_size: int = 32) -> None:
@@ -53,7 +56,7 @@ class Problem:
         self._loss = loss
         self._full: dict[str, Tensor] = {}
         self._copies: dict[torch.dtype, Problem] = {}
-        self.remember: Remember | None = None  # for `looks` and `measured`, here and in copies, which ask it when they first need a split
+        self.remember: Remember | None = None
         self._remembered: dict[tuple[SplitName, bool], Values] = {}
 
     @property
@@ -67,7 +70,7 @@ class Problem:
         if dtype not in self._copies:
             model = self.model.in_dtype(dtype)
             self._copies[dtype] = Problem(model, self.task, ablation=self.ablation_name, loss=self._loss, batch_size=self.batch_size)
-            self._copies[dtype].remember = self.remember
+            self._copies[dtype].within, self._copies[dtype].remember = self.within, self.remember
         return self._copies[dtype]
 
     def learner(self, config: DiscoverConfig) -> Problem:
@@ -183,15 +186,16 @@ def make_problem(
     Raises:
         UserError: the task cannot be encoded, the model cannot be gated, or the ablation needs prompts that are not there.
     """
+    ablation = ABLATIONS[config.ablation]
     text_config = loaded.model.config.get_text_config()
     encoded = encode(
         task,
         loaded.tokenizer,
-        aligned=config.ablation == "counterfactual",
+        aligned=ablation.aligned,
         device=loaded.model.device,
         context=next((found for name in CONTEXT if (found := getattr(text_config, name, None))), None),
         vocabulary=text_config.vocab_size,
-        needed=[split for split in SPLITS if split in splits or (split == "train" and config.ablation == "mean")],
+        needed=[split for split in SPLITS if split in splits or (split == "train" and ablation.averaged)],
         encoding=Encoding(**{field.name: getattr(config, field.name) for field in fields(Encoding)}),
     )
     encoded = replace(encoded, metrics=tuple(dict.fromkeys((*encoded.metrics, *config.metrics))))

@@ -59,9 +59,10 @@ class Run:
     """The result of `discover`.
 
     Attributes:
+        config: the options that it was made with.
         circuit: the binary circuit, closed.
-        scores: what it was cut from.
-        threshold: where it was cut.
+        scores: what selection cut it from; polishing then goes on without them, so it is the circuit's masks that say what is kept.
+        threshold: where selection cut.
         metrics: as in `metrics.json`; empty while the run is unfinished.
         history: one entry a logged step.
         description: as in `circuit.json`: model, task, versions, examples used and skipped.
@@ -107,6 +108,9 @@ class Run:
         write_json(out / METRICS, self.metrics)
         write_config(out, self.config)
         write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
+        if self.metrics:  # finished: nothing is left to go on from
+            for name in STATES.values():
+                (out / name).unlink(missing_ok=True)
 
 
 def file_of_a_run(directory: Path) -> str | None:
@@ -131,6 +135,9 @@ def resuming(directory: Path) -> str:
 
 def load_run(directory: str | Path) -> Run:
     """Read a run's files back.
+
+    Args:
+        directory: what `nodesieve discover --out` or `Run.save` wrote.
 
     Raises:
         UserError: the directory is not a run, or a file in it cannot be read.
@@ -298,9 +305,10 @@ class RunJournal(Journal):
     steps that wrote them are taken again.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str | Path) -> None:
         super().__init__()
-        self.directory = self.scratch = directory
+        self.directory = self.scratch = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: State, *, part: str = SCORING) -> None:
         with replacing(self.directory / STATES[part]) as scratch:

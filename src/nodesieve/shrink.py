@@ -11,7 +11,6 @@ keeps what gives the same logits as gates of 0.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from nodesieve.ablations import Activations
 from nodesieve.architectures import Architecture, LayerPlaces, in_out
+from nodesieve.errors import Trying
 from nodesieve.nodes import LevelTensors
 
 WORTH_IT = 0.95  # share of live nodes of a layer above which its weights are left whole
@@ -246,7 +246,7 @@ def find_cutter(architecture: Architecture, logits: Trial, *, tolerance: float) 
         """In standard deviations of the logits; infinite where that is too much."""
         z = {**gates, "head": gates["head"] * heads, "mlp_neuron": gates["mlp_neuron"] * neurons}
         masked = logits(z, None)
-        with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError, StopIteration):  # a layout that does not fit
+        with Trying():  # a layout that does not fit
             found = (logits(z, attempt.cut(heads, neurons)) - masked).abs().max()
             if found <= tolerance * masked.std() and found <= CLOSING * (masked - whole).abs().max():
                 return float(found / masked.std())

@@ -43,6 +43,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if is_finished(directory):
         return
     flags = ["--quiet"] if quiet else []
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     if has_state(directory):
         flags += ["--resume", str(directory)]
     else:
@@ -58,7 +59,8 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
             if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
                 (directory / CONFIG).unlink(missing_ok=True)
         with suppress(OSError):
-            directory.rmdir()
+            for path in made or [directory]:
+                path.rmdir()  # if nothing is in it
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
 
 

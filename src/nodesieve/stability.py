@@ -107,6 +107,7 @@ def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loade
         threshold=threshold,
         metrics={
             **metrics_of(problem, judge(shared, scores, threshold, kl, config.kl_budget, problem.upper_bound), evaluation, config),
+            **dict.fromkeys(("steps", "seconds", "peak_memory_bytes")),  # null: each run has its own
             "consensus": about,
         },
         description={**run.description, "method": CONSENSUS, "counts": counted(shared), CONSENSUS: about},

@@ -188,10 +188,15 @@ def read_checkpoint(
     _refuse_gaps(model, told, name)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files, transformers makes an empty one
         raise UserError(f"expected a tokenizer beside the model, found none in {name!r}; save it there with its save_pretrained")
+    refuse_infinite(model, name)
+    return model, tokenizer
+
+
+def refuse_infinite(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError where a weight is no number."""
     bad = next((key for key, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if bad is not None:
         raise UserError(f"expected finite weights, got NaN or infinity in {bad!r} of {name!r}; convert the checkpoint again")
-    return model, tokenizer
 
 
 def _refuse_gaps(model: PreTrainedModel, told: Mapping[str, Any], name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nodesieve.cli.common import trust_remote_code_option
+from nodesieve.config import DtypeName, choices
 from nodesieve.errors import UserError
 
 
@@ -12,8 +13,9 @@ from nodesieve.errors import UserError
 @click.argument("model")
 @click.option("--revision", help="branch, tag or commit on the hub")
 @click.option("--device", default="auto", show_default=True, help="torch device")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(choices(DtypeName)), help="dtype of the frozen model")
 @trust_remote_code_option
-def command(model: str, revision: str | None, device: str, trust_remote_code: bool) -> None:
+def command(model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool) -> None:
     """Load MODEL, run it with all gates open, closed and in between, and say whether everything is as it must be."""
     from nodesieve.architectures import is_known
     from nodesieve.console import print_levels
@@ -21,7 +23,7 @@ def command(model: str, revision: str | None, device: str, trust_remote_code: bo
     from nodesieve.models import load_model
     from nodesieve.verify import gate, verify
 
-    loaded = load_model(model, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     gated = GatedModel(loaded.model) if is_known(loaded.model) else gate(loaded.model)
     print_levels(gated.architecture, title=f"{model} ({loaded.model.config.model_type})")
     failed = []

@@ -13,8 +13,14 @@ import click
 from nodesieve.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
+    from nodesieve.config import DiscoverConfig
     from nodesieve.models import LoadedModel
     from nodesieve.run import Run
+
+
+def usual_place(config: DiscoverConfig, *, prefix: str = "") -> Path:
+    """Where what is found goes if nobody says."""
+    return Path("runs") / f"{prefix}{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
 
 
 class _Given(click.Path):

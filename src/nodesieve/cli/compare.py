@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nodesieve.cli.common import PATH, goes_on, trust_remote_code_option
+from nodesieve.cli.common import PATH, goes_on, trust_remote_code_option, usual_place
 from nodesieve.config import MethodName, choices, make_config, names_in
 from nodesieve.errors import UserError
 
@@ -17,26 +17,26 @@ from nodesieve.errors import UserError
 @click.option("--model", help="as for discover  [default: smollm2-135m]")
 @click.option("--task", help="as for discover  [default: ioi]")
 @click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
-@click.option("--budget", type=float, help="KL budget in nats  [default: 0.25]")
+@click.option("--kl-budget", "--budget", "kl_budget", type=float, help="KL budget in nats  [default: 0.25]")
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ..., or from the config's seed on"
 )
 @click.option("--levels", help="levels that get gates, the same for every method, as for discover  [default: all but embedding]")
 @click.option("--polish/--no-polish", default=None, help="polish the circuit of every method, as is the default, or of none")
 @click.option("--config", "config_file", type=PATH, help="further options, as in a run's config.yaml")
-@click.option("--out", required=True, type=PATH, help="directory for the runs and the comparison")
+@click.option("--out", type=PATH, help="directory for the runs and the comparison  [default: runs/compare-MODEL-TASK]")
 @click.option("--quiet", is_flag=True, help="no progress; only the table")
 @trust_remote_code_option
 def command(
     model: str | None,
     task: str | None,
     methods: str,
-    budget: float | None,
+    kl_budget: float | None,
     seeds: int,
     levels: str | None,
     polish: bool | None,
     config_file: Path | None,
-    out: Path,
+    out: Path | None,
     quiet: bool,
     trust_remote_code: bool,
 ) -> None:
@@ -50,9 +50,10 @@ def command(
     unknown = [name for name in names if name not in choices(MethodName)]
     if unknown or not names:
         raise UserError(f"--methods expects names among {', '.join(choices(MethodName))}, got {', '.join(unknown) or 'none'}")
-    given = {"model": model, "task": task, "kl_budget": budget, "levels": levels, "polish": polish}
+    given = {"model": model, "task": task, "kl_budget": kl_budget, "levels": levels, "polish": polish}
     base = read_config(config_file).to_dict() if config_file else {}
     config = make_config({**base, **{name: value for name, value in given.items() if value is not None}})
+    out = out or usual_place(config, prefix="compare-")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out expects a directory, got the file {str(out)!r}")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
-from nodesieve.cli.common import PATH, trust_remote_code_option
-from nodesieve.config import DiscoverConfig, choices, default_of, make_config, method_for
+from nodesieve.cli.common import PATH, trust_remote_code_option, usual_place
+from nodesieve.config import DiscoverConfig, choices, default_of, make_config
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.files import alone_in
 from nodesieve.levels import LEVELS
@@ -96,8 +96,8 @@ def command(
         # The method goes by what is given, be it at its default.
         if given.get("method") == "auto" and not config_file:
             del given["method"]
-        config = read_config(config_file).changed(given) if config_file else make_config({"method": method_for(given), **given})
-        directory = out or Path("runs") / f"{Path(config.model).name.removesuffix('.gguf')}-{Path(config.task).stem}"
+        config = read_config(config_file).changed(given) if config_file else make_config(given)
+        directory = out or usual_place(config)
         if directory.is_file():
             raise UserError(f"--out expects a directory, got the file {str(directory)!r}")
         if config.within is not None and directory.resolve() == Path(config.within).resolve():
@@ -124,7 +124,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import Interrupted
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
-    from nodesieve.run import METRICS, STATES, resuming, write_config
+    from nodesieve.run import METRICS, resuming, write_config
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
@@ -145,8 +145,6 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     run.save(directory, overwrite=True)
     report = _report(directory, run)
-    for name in STATES.values():
-        (directory / name).unlink(missing_ok=True)
     if quiet:
         print(directory)
     else:

@@ -65,12 +65,13 @@ def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> 
 
 
 def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
+    from nodesieve.ablations import ABLATIONS
     from nodesieve.checkpoint import export
     from nodesieve.evaluation import problem_of
     from nodesieve.run import DESCRIPTION
     from nodesieve.tasks.load import task_of
 
-    if (ablation or run.config.ablation) == "counterfactual":
+    if ABLATIONS[ablation or run.config.ablation].aligned:
         raise UserError(
             "--format hf expects closed nodes that hold constants, got a circuit in which they hold what corrupted prompts give; "
             f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {quote(str(directory))} --ablation mean"

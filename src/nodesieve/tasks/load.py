@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nodesieve.config import DiscoverConfig
+from nodesieve.config import LEAST, REDRAWS, SEEDS, TRAIN_SIZE, VALIDATION_SIZE, DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task, build
@@ -18,7 +18,7 @@ from nodesieve.tasks.readers import RECORDS, Records, read_task, refuse_records,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE, REDRAWS = 512, 512, 200, 15
+TEST_SIZE = 200
 
 
 def load_task(
@@ -50,9 +50,11 @@ def load_task(
     """
     if not isinstance(source, str | Path | Iterable):
         raise UserError(f"expected a task's name, a file or records, got {source!r}")
-    for option, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("validation_size", validation_size, 1), ("redraws", redraws, 0)):
-        if value < least:
-            raise UserError(f"{option} expects a number of at least {least}, got {value}")
+    for option, value in {"seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws}.items():
+        if value < LEAST[option]:
+            raise UserError(f"{option} expects a number of at least {LEAST[option]}, got {value}")
+    if seed >= SEEDS:
+        raise UserError(f"seed expects a number below {SEEDS}, got {seed}")
     if not isinstance(source, str | Path):
         return task_from_records(source, columns=columns, name=name or RECORDS, seed=seed)
     if columns is not None or name is not None:
