@@ -4,7 +4,7 @@ Runs `nodesieve discover` for each task and seed into --runs (finished runs are 
 prompts of other templates and words (data/ioi_other_words.jsonl, data/ioi_unseen_names.jsonl), and writes results/circuits.json and
 results/circuits.md with the machine and the versions, and each run's training curves to docs/curves. Flags after `--` go to `nodesieve discover`.
 
-    python benchmarks/circuits.py                      # everything: some two and a half hours on 2 cores
+    python benchmarks/circuits.py                      # everything: some six hours on one core
     python benchmarks/circuits.py --only ioi:0         # one run; rows of the results file that are not in --runs stay
     python benchmarks/circuits.py --at-once 2          # two at a time, each on its share of the cores: sooner done, each run slower
 """
