@@ -23,9 +23,10 @@ from typing import Any
 from machine import machine, provenance
 
 from nodesieve import load_run
+from nodesieve.files import read_json
 from nodesieve.metrics import in_percent
 from nodesieve.report.plots import training_curves
-from nodesieve.run import has_state, is_finished, read_config, read_json
+from nodesieve.run import has_state, is_finished, read_config
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

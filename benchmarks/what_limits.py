@@ -21,11 +21,12 @@ from machine import machine, provenance
 from torch import Tensor
 
 from nodesieve import controls, load_run
+from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
 from nodesieve.evaluation import problem_of
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
-from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.methods.sensitivity import gate_gradients, open_gates
 from nodesieve.metrics import in_percent
 from nodesieve.models import model_of
 from nodesieve.problem import Problem
@@ -65,6 +66,10 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
     """At the circuit, gradients of the KL to the gates of nodes without children, means over each half of the examples (2, *shape(level)), and Fisher
     information, (*shape(level))."""
     learner = problem.learner(run.config)
+
+    def kl(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        return learner.objective(learner.model.logits(batch.clean), logits, batch)
+
     passes = gate_gradients(
         learner,
         run.config,
@@ -72,7 +77,7 @@ def looked_at(problem: Problem, run: Run) -> tuple[dict[str, Tensor], dict[str, 
         levels=ASKED,
         moved=(),
         gate_level=open_gates,
-        values_of=(loss_of(learner), log_p_of_a_drawn_token),
+        targets=(kl, log_p_of_a_drawn_token),
         index=range(len(problem.task["train"]))[:EXAMPLES],
         generator=torch.Generator().manual_seed(run.config.seed),
         gates=run.circuit.gates(),

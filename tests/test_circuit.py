@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from nodesieve.architectures import ParameterShapes, resolve
-from nodesieve.circuit import Circuit, close, count_parameters
+from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores, raise_ancestors
@@ -37,7 +37,7 @@ def random_masks(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 def test_a_closed_parent_closes_its_children() -> None:
     kept = masks()
     kept["layer"][0] = False
-    closed = close(kept, SPACE)
+    closed = Circuit.of(kept, SPACE).masks
     for level in LEVELS:
         if level != "embedding":
             assert not closed[level][0].any()
@@ -49,7 +49,7 @@ def test_a_parent_without_children_closes_up_to_the_layer() -> None:
     kept = masks()
     kept["head_dim"][0] = False
     kept["mlp_output"][0] = False
-    closed = close(kept, SPACE)
+    closed = Circuit.of(kept, SPACE).masks
     assert not closed["head"][0].any()
     assert not closed["attention_block"][0]
     assert not closed["mlp_block"][0]
@@ -61,8 +61,8 @@ def test_a_parent_without_children_closes_up_to_the_layer() -> None:
 @settings(max_examples=60, deadline=None)
 @given(random_masks())
 def test_closing_is_idempotent_and_only_closes(kept: dict[str, torch.Tensor]) -> None:
-    once = close(kept, SPACE)
-    twice = close(once, SPACE)
+    once = Circuit.of(kept, SPACE).masks
+    twice = Circuit.of(once, SPACE).masks
     assert all(torch.equal(once[level], twice[level]) for level in LEVELS)
     assert all(not (once[level] & ~kept[level]).any() for level in LEVELS)
 
@@ -70,7 +70,7 @@ def test_closing_is_idempotent_and_only_closes(kept: dict[str, torch.Tensor]) ->
 @settings(max_examples=60, deadline=None)
 @given(random_masks())
 def test_in_a_closed_circuit_every_kept_node_has_kept_parents_and_children(kept: dict[str, torch.Tensor]) -> None:
-    closed = close(kept, SPACE)
+    closed = Circuit.of(kept, SPACE).masks
     assert torch.equal(closed["head"], closed["head_dim"].any(-1))
     assert torch.equal(closed["attention_block"], closed["head"].any(-1))
     assert torch.equal(closed["mlp_block"], closed["mlp_neuron"].any(-1))

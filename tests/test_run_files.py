@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import nodesieve as ns
 from command_line import FEW, QUICK, nodesieve
 from nodesieve.config import make_config
+from nodesieve.files import write_text
 from nodesieve.models import LoadedModel
-from nodesieve.run import is_finished, write_text
+from nodesieve.run import is_finished
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 from machine import provenance
 from plan import METHODS, SETTINGS, SHORT, TASKS, on_cpu
 
-from nodesieve.compare import tables
 from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
+from nodesieve.report.tables import tables
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A circuit: which nodes are kept. Closing the hierarchy, counting nodes and parameters.
+"""A circuit: which nodes are kept, closed; counting nodes and parameters.
 
 Closing makes the levels agree. Top-down: a closed parent closes its children. Bottom-up: a head with no open dimension closes, an
 attention block with no open head, an MLP block with no open neuron and no open expert or with no open output, a layer with neither block.
@@ -10,22 +10,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nodesieve.architectures import Architecture
 from nodesieve.errors import UserError
 from nodesieve.levels import LEAVES, LEVELS
-from nodesieve.nodes import LevelTensors, NodeSpace, with_ancestors
-
-
-def close(kept: Mapping[str, Tensor], nodes: NodeSpace) -> LevelTensors:
-    """Boolean masks of all levels, each (*shape(level)) -> the same with every level consistent with the others. Idempotent."""
-    down = with_ancestors({level: kept[level].bool() & nodes.present(level) for level in LEVELS})
-    head = down["head"] & down["head_dim"].any(-1)
-    attention = down["attention_block"] & head.any(-1)
-    mlp = down["mlp_block"] & (down["mlp_neuron"].any(-1) | down["expert"].any(-1)) & down["mlp_output"].any(-1)
-    layer = down["layer"] & (attention | mlp)
-    return with_ancestors({**down, "head": head, "attention_block": attention, "mlp_block": mlp, "layer": layer})
+from nodesieve.nodes import LevelTensors, NodeSpace, closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +34,7 @@ class Circuit:
     @staticmethod
     def of(kept: Mapping[str, Tensor], nodes: NodeSpace) -> Circuit:
         """From masks of all levels, each (*nodes.shape(level)), closed: nodes go whose parent or whose children are all closed."""
-        return Circuit(masks=close(kept, nodes), nodes=nodes)
+        return Circuit(masks=closed({level: kept[level].bool() & nodes.present(level) for level in LEVELS}), nodes=nodes)
 
     @staticmethod
     def whole(nodes: NodeSpace) -> Circuit:
@@ -58,9 +49,9 @@ class Circuit:
             masks[level][tuple(index.unbind(-1))] = False
         return Circuit.of(masks, self.nodes)
 
-    def gates(self) -> LevelTensors:
+    def gates(self, *, device: torch.device | str = "cpu") -> LevelTensors:
         """The masks as gates of 0.0 and 1.0."""
-        return {level: mask.float() for level, mask in self.masks.items()}
+        return {level: mask.float().to(device) for level, mask in self.masks.items()}
 
     def kept(self, level: str) -> int:
         """How many nodes of a level."""

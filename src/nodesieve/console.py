@@ -11,8 +11,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from rich.table import Column, Table
 from rich.text import Text
 
-from nodesieve.compare import tables as comparison_tables
 from nodesieve.metrics import in_percent
+from nodesieve.report.tables import tables as comparison_tables
 from nodesieve.run import RunJournal
 
 if TYPE_CHECKING:

@@ -29,12 +29,13 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DRAWS
 from nodesieve.errors import UserError
 from nodesieve.evaluation import measure_circuits
+from nodesieve.files import write_json
 from nodesieve.journal import Journal
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.models import weights_fingerprint
 from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
-from nodesieve.run import Run, write_json
+from nodesieve.run import Run
 from nodesieve.scores import Scores
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import SplitName
@@ -62,12 +63,12 @@ class Control:
     make: Callable[[], Circuit]
 
 
-def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = PARTIAL_DRAWS, seed: int = 0) -> Iterator[Control]:
-    """The circuit and all others that it is to be compared with; each is a function of the circuit, its group and name, and the seed.
+def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_draws: int = PARTIAL_DRAWS) -> Iterator[Control]:
+    """The circuit and all others that it is to be compared with; each is a function of the circuit, its group and its name.
 
     What is drawn for one circuit has nothing in common with what is drawn for another, nor `random` with `random_by_layer`.
     """
-    own = mix(seed, int(circuit.fingerprint[:16], 16))
+    own = mix(0, int(circuit.fingerprint[:16], 16))
     yield Control(group="circuit", name="circuit", make=lambda: circuit)
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
         for i in range(draws):
@@ -90,7 +91,6 @@ def run_controls(
     split: SplitName = "test",
     draws: int = DRAWS,
     partial_draws: int = PARTIAL_DRAWS,
-    seed: int = 0,
     done: Mapping[str, Mapping[str, Any]] | None = None,
     save: Callable[[dict[str, dict[str, Any]]], None] = lambda found: None,
     journal: Journal | None = None,
@@ -106,7 +106,7 @@ def run_controls(
     """
     journal = journal or Journal()
     found: dict[str, dict[str, Any]] = {group: dict(rows) for group, rows in (done or {}).items()}
-    planned = list(controls(circuit, scores, draws=draws, partial_draws=partial_draws, seed=seed))
+    planned = list(controls(circuit, scores, draws=draws, partial_draws=partial_draws))
     left = [control for control in planned if control.name not in found.get(control.group, {})]
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
@@ -246,7 +246,7 @@ def partly_ablated(circuit: Circuit, probability: float, *, seed: int) -> Circui
     generator = torch.Generator().manual_seed(seed)
     nodes = circuit.nodes
     kept = {level: nodes.present(level) for level in LEVELS}
-    for level in (*LEAVES, "mlp_output", "embedding"):
+    for level in CHILDLESS:
         spared = torch.rand(nodes.shape(level), generator=generator) >= probability
         kept[level] = (circuit.masks[level] | spared) & nodes.present(level)
     return Circuit.of(kept, nodes)

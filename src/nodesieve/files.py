@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +29,32 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all, like `write_text`; NaN is an error."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as scratch:
+        scratch.write_text(text, "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: there is no such file, or something else in it than a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"expected a file {str(path)!r}, could not read it: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"expected JSON in {str(path)!r}, got {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"expected a JSON object in {str(path)!r}, got {type(content).__name__}")
+    return content
 
 
 @contextmanager

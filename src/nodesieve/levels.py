@@ -8,20 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One row of the table below. `dims` names the sizes that make up the shape of the level's gates."""
+    """One row of the table below.
+
+    Attributes:
+        dims: names of the sizes that make up the shape of the level's gates.
+        needs: groups of levels below; a node of which one group has nothing open is closed.
+    """
 
     name: str
     parent: str | None
     dims: tuple[str, ...]
+    needs: tuple[tuple[str, ...], ...] = ()
 
 
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
-        Level(name="layer", parent=None, dims=("layers",)),
-        Level(name="attention_block", parent="layer", dims=("layers",)),
-        Level(name="mlp_block", parent="layer", dims=("layers",)),
-        Level(name="head", parent="attention_block", dims=("layers", "heads")),
+        Level(name="layer", parent=None, dims=("layers",), needs=(("attention_block", "mlp_block"),)),
+        Level(name="attention_block", parent="layer", dims=("layers",), needs=(("head",),)),
+        Level(name="mlp_block", parent="layer", dims=("layers",), needs=(("mlp_neuron", "expert"), ("mlp_output",))),
+        Level(name="head", parent="attention_block", dims=("layers", "heads"), needs=(("head_dim",),)),
         Level(name="head_dim", parent="head", dims=("layers", "heads", "head_dim")),
         Level(name="mlp_neuron", parent="mlp_block", dims=("layers", "neurons")),
         Level(name="expert", parent="mlp_block", dims=("layers", "experts")),

@@ -2,7 +2,8 @@
 
 1. A `NodeSpace` is a model's sizes: the shape of each level's gates, which of them exist, and their names.
 2. `with_ancestors` applies the hierarchy: a node's value times its ancestors'.
-3. `place_gates` multiplies the gates of all levels into what the places of a model need.
+3. `closed` makes levels agree: what has no parent or nothing below it goes.
+4. `place_gates` multiplies the gates of all levels into what the places of a model need.
 
 Legend of shapes: L layers, H query heads a layer, K dimensions a head, F hidden neurons of an MLP, E experts of a layer that routes,
 D residual width, B examples (`...` stands for leading dimensions, B or none).
@@ -86,6 +87,22 @@ def with_ancestors(gates: Mapping[str, Tensor]) -> LevelTensors:
     for name, level in LEVELS.items():  # parents come before children in LEVELS
         own = gates[name]
         out[name] = own if level.parent is None else own * up_to(own, out[level.parent])
+    return out
+
+
+def closed(own: Mapping[str, Tensor]) -> LevelTensors:
+    """The hierarchy made consistent, idempotent: of masks, which nodes stay if those not in `own` go; of scores, up to which threshold each stays.
+
+    Bottom-up, a node goes where a group of what it needs has nothing left (`Level.needs`); top-down, with its parent. Minima are "and", maxima "or".
+    """
+    out = dict(own)
+    for name in reversed(list(LEVELS)):
+        for group in LEVELS[name].needs:
+            below = torch.cat([out[child].reshape(*own[name].shape, -1) for child in group], -1)
+            out[name] = torch.minimum(out[name], below.amax(-1))
+    for name, level in LEVELS.items():
+        if level.parent is not None:
+            out[name] = torch.minimum(out[name], up_to(out[name], out[level.parent]))
     return out
 
 

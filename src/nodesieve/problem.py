@@ -16,7 +16,7 @@ from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
 from nodesieve.models import LoadedModel, learning_dtype
-from nodesieve.nodes import LevelTensors, NodeSpace
+from nodesieve.nodes import NodeSpace
 from nodesieve.shrink import Shrunk
 from nodesieve.tasks.base import SPLITS, SplitName, Task
 from nodesieve.tasks.encode import EncodedTask, Encoding, encode
@@ -129,7 +129,7 @@ class Problem:
         """
         values = values or self.ablation.values
         shrunk = [self.cut(circuit.masks, keep=False) for circuit in circuits] if cut else None
-        gates: list[LevelTensors] = [{k: v.to(self.model.device) for k, v in circuit.gates().items()} for circuit in circuits]
+        gates = [circuit.gates(device=self.model.device) for circuit in circuits]
         for batch in self.task[split].batches(self.batch_size, first=first, skip=skip):
             yield batch, self.model.gated_logits_of_each(batch.clean, gates, values(batch), shrunk=shrunk)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from nodesieve.circuit import Circuit, count_nodes
 from nodesieve.config import TARGET_SIZE, DiscoverConfig, make_config
 from nodesieve.errors import UserError
-from nodesieve.files import replacing
+from nodesieve.files import read_json, replacing, write_json, write_text
 from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
@@ -361,24 +361,3 @@ def read_config(directory: str | Path) -> DiscoverConfig:
     if options.get("controller") != "target_size" and options.get("target_size") == TARGET_SIZE:  # its default was written whatever the controller
         del options["target_size"]
     return make_config(options)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as scratch:
-        scratch.write_text(text, "utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"expected a file {str(path)!r}, could not read it: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"expected JSON in {str(path)!r}, got {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"expected a JSON object in {str(path)!r}, got {type(content).__name__}")
-    return content

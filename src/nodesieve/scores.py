@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.levels import LEVELS
-from nodesieve.nodes import LevelTensors, NodeSpace, up_to
+from nodesieve.nodes import LevelTensors, NodeSpace, closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +94,12 @@ def fold_upwards(values: LevelTensors, combine: Callable[[Tensor, Tensor], Tenso
 
 
 def standing(scores: Scores) -> LevelTensors:
-    """The highest threshold at which `scores.circuit` keeps each node, (*shape(level)): closing, with minima for "and" and maxima for "or"."""
+    """The highest threshold at which a circuit cut from the scores keeps each node, (*shape(level)), whatever it is to stay within."""
     own: LevelTensors = {}
     for level in LEVELS:
         value = scores.values[level].float() if level in scores.levels else torch.full(scores.nodes.shape(level), torch.inf)
         own[level] = value.masked_fill(~scores.nodes.present(level), -torch.inf)
-    head = torch.minimum(own["head"], own["head_dim"].amax(-1))
-    attention = torch.minimum(own["attention_block"], head.amax(-1))
-    hidden = torch.cat([own["mlp_neuron"], own["expert"]], -1).amax(-1)
-    mlp = own["mlp_block"].minimum(hidden).minimum(own["mlp_output"].amax(-1))
-    layer = torch.minimum(own["layer"], torch.maximum(attention, mlp))
-    own |= {"layer": layer, "attention_block": attention, "mlp_block": mlp, "head": head}
-    found: LevelTensors = {}
-    for name, row in LEVELS.items():
-        found[name] = own[name] if row.parent is None else torch.minimum(own[name], up_to(own[name], found[row.parent]))
-    return found
+    return closed(own)
 
 
 def standing_of_parts(scores: Scores) -> LevelTensors:

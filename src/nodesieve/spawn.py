@@ -11,21 +11,9 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
-from nodesieve.files import alone_in
+from nodesieve.files import alone_in, read_json
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import (
-    CIRCUIT,
-    CONFIG,
-    DESCRIPTION,
-    has_state,
-    is_finished,
-    load_run,
-    read_config,
-    read_json,
-    refuse_other_examples,
-    weights_of,
-    write_config,
-)
+from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, has_state, is_finished, load_run, read_config, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task, refuse_records
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "mlp_write"}
-PADS = 3
+LENGTH, PADS = 8, 3  # of prompts of random tokens, and in front of them
 TINY = 1e-30
 BLOCK_OF = {("head_dim",): "attention_block", ("mlp_neuron", "expert"): "mlp_block"}
 
@@ -82,11 +82,11 @@ def quick_checks(model: GatedModel) -> Iterator[Check]:
     return islice(verify(model), 3)
 
 
-def verify(model: GatedModel, *, length: int = 8, seed: int = 0) -> Iterator[Check]:
+def verify(model: GatedModel) -> Iterator[Check]:
     """Run every check; each is yielded as it is done."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    clean, corrupted = (_random_tokens(vocabulary, length, generator, model.device) for _ in range(2))
+    clean, corrupted = (_random_tokens(vocabulary, generator, model.device) for _ in range(2))
     hooks_before = _hooks(model)
     original, other = model.logits(clean), model.logits(corrupted)
     ablation = model.record(corrupted)
@@ -147,8 +147,8 @@ def _in_every_layer(found: Tensor, present: Tensor) -> bool:
     return bool((rows.cpu() | ~expected).all())
 
 
-def _random_tokens(vocabulary: int, length: int, generator: torch.Generator, device: torch.device) -> Tokens:
-    ids = torch.randint(vocabulary, (2, length), generator=generator).to(device)
+def _random_tokens(vocabulary: int, generator: torch.Generator, device: torch.device) -> Tokens:
+    ids = torch.randint(vocabulary, (2, LENGTH), generator=generator).to(device)
     return Tokens(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
@@ -242,7 +242,7 @@ def is_parallel(model: GatedModel) -> bool:
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    tokens = _random_tokens(vocabulary, 8, torch.Generator().manual_seed(0), model.device)
+    tokens = _random_tokens(vocabulary, torch.Generator().manual_seed(0), model.device)
     before = model.record(tokens).mlp_write[0]
     hook = model.architecture.places[0].attention_write.register_forward_hook(silence)
     try:

@@ -43,8 +43,9 @@ def command(
     """Find the circuit of one task by several methods, each through the same selection, and compare what they keep. Finished runs are kept."""
     from nodesieve.compare import compare as run_comparison
     from nodesieve.console import print_comparison
+    from nodesieve.files import write_text
     from nodesieve.report.comparison import render
-    from nodesieve.run import read_config, write_text
+    from nodesieve.run import read_config
 
     names: Any = tuple(dict.fromkeys(filter(None, names_in(methods))))
     unknown = [name for name in names if name not in choices(MethodName)]

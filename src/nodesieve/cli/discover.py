@@ -161,8 +161,9 @@ def _has_begun(directory: Path) -> bool:
 
 def _report(directory: Path, run: Run) -> Path:
     """Draw the run's report into its directory."""
+    from nodesieve.files import write_text
     from nodesieve.report.page import render
-    from nodesieve.run import REPORT, write_text
+    from nodesieve.run import REPORT
 
     write_text(directory / REPORT, render([(directory.name, run)]))
     return directory / REPORT

@@ -52,8 +52,8 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
 
 def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> None:
     from nodesieve.circuit import refuse_other_nodes
+    from nodesieve.files import write_json
     from nodesieve.interop import to_mib
-    from nodesieve.run import write_json
     from nodesieve.verify import gate, is_parallel
 
     if out.is_dir() or not out.parent.is_dir():

@@ -15,8 +15,9 @@ from nodesieve.errors import UserError
 @click.option("--out", type=PATH, help="the page  [default: report.html in the first directory]")
 def command(directories: tuple[Path, ...], out: Path | None) -> None:
     """Write a self-contained HTML page about the runs in DIRECTORIES."""
+    from nodesieve.files import write_text
     from nodesieve.report.page import render
-    from nodesieve.run import REPORT, load_run, write_text
+    from nodesieve.run import REPORT, load_run
 
     page = render([(directory.name or str(directory), load_run(directory)) for directory in directories])
     target = out or directories[0] / REPORT

@@ -24,9 +24,10 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
 
     from nodesieve.console import print_agreement, print_evaluation
     from nodesieve.evaluation import Evaluation
+    from nodesieve.files import write_json
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
-    from nodesieve.run import load_run, resuming, weights_of, write_json
+    from nodesieve.run import load_run, resuming, weights_of
     from nodesieve.spawn import refuse_other_weights, refuse_what_changed
     from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of

@@ -14,7 +14,7 @@ from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.methods.fisher import log_p_of_a_drawn_token
-from nodesieve.methods.sensitivity import gate_gradients, loss_of, open_gates
+from nodesieve.methods.sensitivity import gate_gradients, open_gates
 from nodesieve.methods.task_term import task_term
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
@@ -42,10 +42,9 @@ def ask(
     sums = [{level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in levels} for _ in range(2)]
     losses: list[Tensor] = []
     kls: list[Tensor] = []
-    kl_of_now = loss_of(problem, cache.answers)
 
     def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        kl = kl_of_now(logits, batch, generator)
+        kl = problem.objective(cache.answers(batch), logits, batch)
         found = kl + task_term(logits, batch, config)
         kls.append(kl.detach())
         losses.append(found.detach())
@@ -58,7 +57,7 @@ def ask(
         levels=levels,
         moved=(),
         gate_level=open_gates,
-        values_of=(loss, log_p_of_a_drawn_token),
+        targets=(loss, log_p_of_a_drawn_token),
         index=index,
         generator=torch.Generator().manual_seed(mix(config.seed, 1)),  # the same for each round: docs/method.md says why
         values=cache.values,

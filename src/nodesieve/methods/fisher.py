@@ -47,7 +47,7 @@ def fisher_information(problem: Problem, config: DiscoverConfig, journal: Journa
         levels=levels,
         moved=levels,
         gate_level=uniform_gates,
-        values_of=[log_p_of_a_drawn_token],
+        targets=[log_p_of_a_drawn_token],
         index=index,
         generator=torch.Generator().manual_seed(mix(config.seed, 1)),
         values=values,

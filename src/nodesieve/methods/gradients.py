@@ -72,7 +72,7 @@ def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_le
             levels=levels,
             moved=LEAVES,
             gate_level=gate_level,
-            values_of=[lambda logits, batch, generator: logit_difference(logits, batch)],
+            targets=[lambda logits, batch, generator: logit_difference(logits, batch)],
             index=range(count),
             generator=torch.Generator().manual_seed(mix(config.seed, 1)),
         )

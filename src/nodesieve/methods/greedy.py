@@ -133,7 +133,7 @@ class _Search:
     def _gates(self, closed: Sequence[_Node]) -> LevelTensors:
         heads, mlps = [node for node in closed if node[1] >= 0], [node[:1] for node in closed if node[1] < 0]
         gone = {"head": torch.tensor(heads, dtype=torch.long).reshape(-1, 2), "mlp_block": torch.tensor(mlps, dtype=torch.long).reshape(-1, 1)}
-        return {level: gate.to(self._learner.model.device) for level, gate in Circuit.whole(self.nodes).without(gone).gates().items()}
+        return Circuit.whole(self.nodes).without(gone).gates(device=self._learner.model.device)
 
     def scores(self) -> Scores:
         """0, 1, 2, ... in the order in which nodes went; those that are left, above."""

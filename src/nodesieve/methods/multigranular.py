@@ -202,7 +202,7 @@ class _Run:
 
     def binary_gates(self) -> LevelTensors:
         """Gates of the circuit of now, 0 or 1, closed, (*shape(level))."""
-        return {level: x.to(self.device) for level, x in self.circuit().gates().items()}
+        return self.circuit().gates(device=self.device)
 
     def open_shares(self) -> LevelTensors:
         """The expected share of open gates of each learned level, as the penalties count it."""

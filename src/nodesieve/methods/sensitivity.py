@@ -18,9 +18,7 @@ from nodesieve.shrink import Shrunk
 # (examples, generator) -> the gate level that each example's moved nodes are held at, (B,)
 GateLevel = Callable[[int, torch.Generator], Tensor]
 # (logits (B, V), batch, generator) -> the number whose gradient is wanted, (B,)
-Value = Callable[[Tensor, Batch, torch.Generator], Tensor]
-# the full model's logits for a batch, (B, V)
-Answers = Callable[[Batch], Tensor]
+Target = Callable[[Tensor, Batch, torch.Generator], Tensor]
 
 
 def open_gates(size: int, generator: torch.Generator) -> Tensor:
@@ -31,16 +29,6 @@ def uniform_gates(size: int, generator: torch.Generator) -> Tensor:
     return torch.rand(size, generator=generator)
 
 
-def loss_of(problem: Problem, answers: Answers | None = None) -> Value:
-    """What is learned from, by default the KL from the full model, whose logits are computed or come from `answers`."""
-
-    def loss(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        full = problem.model.logits(batch.clean) if answers is None else answers(batch)
-        return problem.objective(full, logits, batch)
-
-    return loss
-
-
 def gate_gradients(
     problem: Problem,
     config: DiscoverConfig,
@@ -49,19 +37,19 @@ def gate_gradients(
     levels: Sequence[str],
     moved: Sequence[str],
     gate_level: GateLevel,
-    values_of: Sequence[Value],
+    targets: Sequence[Target],
     index: Sequence[int],
     generator: torch.Generator,
     values: Values | None = None,
     gates: LevelTensors | None = None,
     shrunk: Shrunk | None = None,
 ) -> Iterator[list[LevelTensors]]:
-    """For each batch of some training examples, d value / d gate of each of `levels`, (B, *shape(level)), for each value.
+    """For each batch of some training examples, d target / d gate of each of `levels`, (B, *shape(level)), for each target.
 
     Args:
         moved: the levels whose gates are held at `gate_level` times their own.
         index: which training examples.
-        generator: draws gate levels, and tokens where a value needs them.
+        generator: draws gate levels, and tokens where a target needs them.
         values: what closed nodes hold; by default the problem's own ablation.
         gates: where gates are, (*shape(level)); by default open.
         shrunk: weights without what `gates` close, whose gates then get no gradient.
@@ -78,11 +66,11 @@ def gate_gradients(
                 each[level] *= here.reshape(size, *[1] * start[level].dim())
             each[level].requires_grad_()
         found, logits, low = [], None, config.memory == "low"
-        for number, value in enumerate(values_of, 1):
+        for number, target in enumerate(targets, 1):
             if logits is None or low:  # what is computed again can be gone through once
                 logits = problem.model.gated_logits(batch.clean, each, (values or problem.ablation.values)(batch), shrunk=shrunk, recompute=low)
-            total = value(logits, batch, generator).sum()
-            gradients = torch.autograd.grad(total, [each[level] for level in levels], retain_graph=not low and number < len(values_of))
+            total = target(logits, batch, generator).sum()
+            gradients = torch.autograd.grad(total, [each[level] for level in levels], retain_graph=not low and number < len(targets))
             found.append(dict(zip(levels, gradients, strict=True)))
         yield found
         done += size

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nodesieve.compare import means, tables
 from nodesieve.report.plots import circuit_sizes, size_curves
+from nodesieve.report.tables import means, tables
 from nodesieve.report.templates import template
 
 

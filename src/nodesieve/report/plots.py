@@ -17,9 +17,9 @@ from torch import Tensor
 
 from nodesieve.circuit import Circuit
 
-INK, ACCENT, MUTED = "#1f2933", "#1668a7", "#b8c2cc"
+INK, MUTED = "#1f2933", "#b8c2cc"
 LOWEST = 1e-3  # nats that a log scale shows
-COLOURS = ("#1668a7", "#d9541e", "#2e8540", "#7b4ab5", "#b58900", "#c2185b", "#4a5568", "#00838f")
+COLOURS = ("#1668a7", "#d9541e", "#2e8540", "#7b4ab5", "#b58900", "#c2185b", "#4a5568", "#00838f", "#8d6e63")  # as many as levels
 
 
 def head_map(circuit: Circuit) -> str:
