@@ -70,11 +70,15 @@ def test_draws_of_one_group_or_circuit_are_not_those_of_another() -> None:
 
 
 def test_the_complement_shares_no_leaf_and_both_make_up_the_whole() -> None:
-    circuit = some_circuit(SPACES["dense"])
-    other = complement(circuit)
+    nodes = SPACES["dense"]
+    circuit, values = some_circuit(nodes), nodes.full(1.0)
+    other = complement(circuit, Scores(values=values, nodes=nodes, levels=nodes.levels))
     for level in LEAVES:
         assert not (circuit.masks[level] & other.masks[level]).any()
         assert circuit.kept(level) + other.kept(level) == circuit.nodes.count(level)
+    heads = complement(circuit, Scores(values=values, nodes=nodes, levels=("head",)))  # neurons had no gates, so closing them would say nothing
+    assert torch.equal(heads.masks["head_dim"], other.masks["head_dim"])
+    assert heads.kept("mlp_neuron") == nodes.count("mlp_neuron")
 
 
 def test_partly_ablated_keeps_the_circuit_and_about_the_right_share_of_the_rest() -> None:
@@ -83,7 +87,7 @@ def test_partly_ablated_keeps_the_circuit_and_about_the_right_share_of_the_rest(
     without = Circuit.of({**circuit.masks, "embedding": torch.zeros_like(circuit.masks["embedding"])}, nodes)
     for whole in (circuit, without):
         assert partly_ablated(whole, 1.0, seed=0).fingerprint == whole.fingerprint
-        assert complement(whole).kept("embedding") == whole.kept("embedding")
+        assert complement(whole, Scores(values=nodes.full(1.0), nodes=nodes, levels=nodes.levels)).kept("embedding") == whole.kept("embedding")
     for p in (0.0, 0.5, 0.9, 1.0):
         other = partly_ablated(circuit, p, seed=0)
         assert all(bool((other.masks[level] | ~circuit.masks[level]).all()) for level in LEVELS)

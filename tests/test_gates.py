@@ -12,7 +12,7 @@ from nodesieve.ablations import Mean
 from nodesieve.batches import Batch, Tokens
 from nodesieve.config import make_config
 from nodesieve.controllers import CONTROLLERS
-from nodesieve.metrics import cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, resampled_places, upper_bound
+from nodesieve.metrics import Resamples, cutoff_sharpness, faithfulness, kl_divergence, logit_difference, probability_difference, upper_bound
 from nodesieve.nodes import NodeSpace
 
 SPACE = NodeSpace(layers=2, heads=2, head_dim=3, neurons=4, width=5)
@@ -170,13 +170,26 @@ def test_examples_of_one_prompt_are_drawn_together() -> None:
     thrice, prompts = values.repeat_interleave(3), [i // 3 for i in range(120)]
     assert upper_bound(thrice, prompts=prompts) == pytest.approx(upper_bound(values), abs=1e-12)
     assert upper_bound(thrice) < upper_bound(values)
-    kept = [i for i in range(120) if i % 3 == 0 or i < 60]  # some prompts have three examples, others one
-    places = resampled_places([prompts[i] for i in kept])
-    for draw in places[:20].tolist():
-        found = [kept[place] for place in draw if place >= 0]
-        for prompt in range(40):
-            of_it = [found.count(i) for i in kept if prompts[i] == prompt]
-            assert len(set(of_it)) == 1
+
+
+def test_resamples_leave_out_what_an_example_has_not_and_count_it_as_often_as_its_prompt_is_drawn() -> None:
+    """Against resamples that are written out. Some prompts have three examples, others one."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [i // 3 for i in range(120) if i % 3 == 0 or i < 60]
+    values = torch.randn(len(prompts), dtype=torch.float64, generator=generator)
+    gaps = values.masked_fill(torch.rand(len(prompts), generator=generator) < 0.3, float("nan"))
+    resamples = Resamples([10 * prompt for prompt in prompts])
+    means, ends = resamples.means(gaps), resamples.quantiles(values, 0.95)
+    assert len(means) == len(ends) == Resamples.COUNT
+    for draw, mean, end in zip(resamples._draws[:50].tolist(), means.tolist(), ends.tolist(), strict=False):
+        found = [i for prompt in draw for i, own in enumerate(prompts) if own == prompt]
+        assert mean == pytest.approx(float(gaps[found].nanmean()), abs=1e-12)
+        assert end == pytest.approx(float(values[found].quantile(0.95)), abs=1e-12)
+
+
+def test_a_prompt_with_very_many_examples_takes_no_more_memory_than_others() -> None:
+    values = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    assert upper_bound(values, prompts=[max(0, i - 2000) for i in range(4000)]) > float(values.mean())  # or else gigabytes
 
 
 def test_the_mean_ablation_leaves_out_padding_and_the_first_position() -> None:

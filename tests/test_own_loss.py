@@ -18,6 +18,7 @@ from nodesieve.config import make_config
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Loss
 from nodesieve.report.page import render
+from nodesieve.report.plots import ranking_curves, training_curves
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -53,6 +54,18 @@ def test_the_loss_can_be_the_users_own(loaded: LoadedModel) -> None:
     assert "<code>answer_loss</code>, a loss of its own" in render([("own", own)])
     assert "loss" not in plain.description
     assert "of its own" not in render([("plain", plain)])
+
+
+def test_a_ranking_is_learned_alike_from_a_loss_below_0(loaded: LoadedModel) -> None:
+    task, options = ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "nested", "kl_budget": 100})
+    runs = [ns.discover(loaded, task, options, loss=loss) for loss in (answer_loss, lambda logits, batch: answer_loss(logits, batch) - 32)]
+    for level in runs[0].scores.levels:
+        assert torch.allclose(runs[0].scores.values[level], runs[1].scores.values[level], atol=1e-3)
+    assert all(row["kl"] < 0 and row["loss"] < 0 for row in runs[1].history)
+    assert "\N{MINUS SIGN}" in ranking_curves(runs[1].history, 100.0)  # on the axis
+    told = [{"step": step, "kl": kl, "open": {"head": 1.0}, "lambda": 1.0} for step, kl in enumerate((-3.0, -4.0), 1)]
+    assert "\N{MINUS SIGN}" in training_curves(told, 1.0)
+    assert "\N{MINUS SIGN}" not in training_curves([{**row, "kl": 1.0} for row in told], 1.0)
 
 
 def test_what_a_loss_of_ones_own_allows_is_no_kl(

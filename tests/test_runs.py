@@ -288,7 +288,7 @@ def test_answers_over_all_their_tokens_and_further_metrics(loaded: LoadedModel) 
     assert run.metrics["budget"]["validation_kl_upper"] != pytest.approx(metrics.upper_bound(kl), abs=1e-5)
     (kl,) = problem.losses([run.circuit], "test")
     apart, together = (
-        metrics.at_places(kl.double(), metrics.resampled_places(of_prompt)).nanmean(-1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        metrics.Resamples(of_prompt).means(kl.double()).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
         for of_prompt in (range(len(kl)), [i // 3 for i in range(len(kl))])
     )
     interval = ns.evaluate(loaded, task, run).intervals["test"]["kl"]

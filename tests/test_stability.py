@@ -164,6 +164,8 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0  # nothing to make
     assert nodesieve(*command, "--methods", "random,fisher") == 2
     assert "that the run in" in capsys.readouterr().err
+    assert nodesieve("report", out / "random-0", "--out", out / "random-0" / "circuit.safetensors") == 2
+    assert "another file than those of a run" in capsys.readouterr().err
     curve.unlink()
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 2  # nor would the curve be of the same weights
     assert "that the run in" in capsys.readouterr().err
@@ -173,6 +175,7 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     for more, methods, message in (
         (["--levels", "mlp_neuron"], "random,greedy", "method greedy expects levels with some of head, mlp_block, got mlp_neuron"),
         (["--levels", "mlp_neuron"], "random,coarse", "method coarse expects levels"),
+        (["--levels", "embedding"], "random,sieve", "expected levels other than the embedding"),
         ([], "multigranular,random", "expected options that ask every method for the same"),
     ):
         if not more:

@@ -46,14 +46,17 @@ def compare(
     plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
     if len({one.size for one in plan}) > 1:  # controller target_size, of which some methods take no notice
         raise UserError("expected options that ask every method for the same, got a target size, which learned gates alone steer to; use keep")
+    if set(config.levels) == {"embedding"}:
+        raise UserError("expected levels other than the embedding, which alone makes no ranking to compare")
     places = [directory / f"{one.method}-{one.seed}" for one in plan]
     refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}
-    loaded: LoadedModel | None = None
-    rows: list[dict[str, Any]] = []
-    for one, place in zip(plan, places, strict=True):
-        say(f"{one.method}, seed {one.seed}: {len(rows) + 1} of {len(plan)}")
+    for number, (one, place) in enumerate(zip(plan, places, strict=True), 1):
+        say(f"{one.method}, seed {one.seed}: {number} of {len(plan)}")
         ensure_run(place, one, quiet=quiet, trust_remote_code=trust_remote_code)
+    loaded: LoadedModel | None = None  # not before the last run is made, which needs the memory
+    rows: list[dict[str, Any]] = []
+    for place in places:
         run = load_run(place)
         curve = read_json(place / CURVE) if (place / CURVE).is_file() else {}
         if curve.get("scores") != run.scores.fingerprint:

@@ -36,7 +36,7 @@ from nodesieve.models import weights_fingerprint
 from nodesieve.nodes import up_to
 from nodesieve.problem import Problem
 from nodesieve.run import Run
-from nodesieve.scores import Scores
+from nodesieve.scores import Scores, can_close, standing
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import SplitName
 
@@ -73,7 +73,7 @@ def controls(circuit: Circuit, scores: Scores, *, draws: int = DRAWS, partial_dr
     for by_layer, group in ((False, "random"), (True, "random_by_layer")):
         for i in range(draws):
             yield Control(group=group, name=str(i), make=partial(random_circuit, circuit, by_layer=by_layer, seed=mix(own, i, 6 if by_layer else 5)))
-    yield Control(group="complement", name="complement", make=partial(complement, circuit))
+    yield Control(group="complement", name="complement", make=partial(complement, circuit, scores))
     for p in ABLATED_WITH:
         for i in range(partial_draws):
             yield Control(group=f"partial_{p:g}", name=str(i), make=partial(partly_ablated, circuit, p, seed=mix(own, i, 7)))
@@ -232,10 +232,10 @@ def _draw(count: int, allowed: Tensor, first: Tensor, generator: torch.Generator
     return chosen.reshape(allowed.shape)
 
 
-def complement(circuit: Circuit) -> Circuit:
-    """The leaves that `circuit` does not keep, everything else open; the embedding as in `circuit`."""
-    nodes = circuit.nodes
-    kept = {level: ~circuit.masks[level] if level in LEAVES else nodes.present(level) for level in LEVELS}
+def complement(circuit: Circuit, scores: Scores) -> Circuit:
+    """The leaves that `circuit` does not keep, everything else open, leaves that no gate could close too; the embedding as in `circuit`."""
+    nodes, stands = circuit.nodes, standing(scores)
+    kept = {level: ~circuit.masks[level] if level in LEAVES and can_close(stands, level, nodes) else nodes.present(level) for level in LEVELS}
     kept["embedding"] = circuit.masks["embedding"]
     return Circuit.of(kept, nodes)
 

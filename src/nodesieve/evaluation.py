@@ -19,7 +19,7 @@ from nodesieve.batches import Batch, order_of
 from nodesieve.circuit import Circuit, refuse_other_nodes
 from nodesieve.config import AblationName
 from nodesieve.errors import UserError
-from nodesieve.metrics import EXTRA_METRICS, at_places, faithfulness, kl_divergence, logit_difference, resampled_places
+from nodesieve.metrics import EXTRA_METRICS, Resamples, faithfulness, kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import Run, refuse_other_examples
@@ -29,7 +29,6 @@ from nodesieve.tasks.load import task_of
 Metrics = dict[str, float | None]
 Intervals = dict[str, tuple[float, float] | None]
 CONFIDENCE = 0.95
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +143,10 @@ def _with_faithfulness(values: dict[str, Tensor], full: dict[str, Tensor], ablat
 
 def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[str, Tensor], *, prompts: Sequence[int]) -> Intervals:
     """Percentile bootstrap; a resample takes the same examples of all three."""
-    places = resampled_places(prompts, resamples=RESAMPLES)
-    resampled = {name: at_places(value, places).nanmean(-1) for name, value in own.items()}
-    resampled["kl_p95"] = at_places(own["kl"], places).nanquantile(0.95, dim=-1)
-    others = (at_places(row["logit_diff"], places).nanmean(-1) for row in (full, ablated))
+    resamples = Resamples(prompts)
+    resampled = {name: resamples.means(value) for name, value in own.items()}
+    resampled["kl_p95"] = resamples.quantiles(own["kl"], 0.95)
+    others = (resamples.means(row["logit_diff"]) for row in (full, ablated))
     resampled["faithfulness"] = torch.tensor([float("nan") if x is None else x for x in _faithfulness(resampled["logit_diff"], *others)])
     ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     found: Intervals = {}

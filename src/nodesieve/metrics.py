@@ -52,30 +52,47 @@ def _of_probabilities(logits: Tensor, batch: Batch, measure: Callable[[Tensor, l
 EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff_sharpness}
 
 
-def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> float:
-    """Upper end of the one-sided bootstrap interval of a mean over examples, (n,) -> a number.
+def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None) -> float:
+    """Upper end of the one-sided 95% bootstrap interval of a mean over examples, (n,) -> a number.
 
     Args:
-        prompts: of which prompt each example is, as for `resampled_places`; by default each is of its own.
+        prompts: of which prompt each example is, as for `Resamples`; by default each is of its own.
     """
-    places = resampled_places(range(len(values)) if prompts is None else prompts, resamples=resamples, seed=seed)
-    return float(at_places(values.cpu().double(), places).nanmean(-1).quantile(confidence))
+    return float(Resamples(range(len(values)) if prompts is None else prompts).means(values.cpu().double()).quantile(0.95))
 
 
-def resampled_places(prompts: Sequence[int], *, resamples: int = 2000, seed: int = 0) -> Tensor:
-    """Which examples are in each bootstrap resample, (resamples, n or more): those of one prompt, by number, are drawn together. Gaps are -1."""
-    of_each: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        of_each.setdefault(prompt, []).append(place)
-    most = max(map(len, of_each.values()))
-    rows = torch.tensor([places + [-1] * (most - len(places)) for places in of_each.values()])
-    draws = torch.randint(len(rows), (resamples, len(rows)), generator=torch.Generator().manual_seed(seed))
-    return rows[draws].flatten(1)
+class Resamples:
+    """Bootstrap resamples of examples, `COUNT` of them, always the same for as many prompts: the examples of one prompt are drawn together.
 
+    Args:
+        prompts: of which prompt each example is, by any number.
+    """
 
-def at_places(values: Tensor, places: Tensor) -> Tensor:
-    """Values of examples, (n,), in resamples of them, as `places`; NaN in gaps."""
-    return torch.cat([values, values.new_full((1,), float("nan"))])[places]
+    COUNT = 2000
+    AT_ONCE = 2**22  # numbers
+
+    def __init__(self, prompts: Sequence[int]) -> None:
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        self._of = torch.tensor([numbers[prompt] for prompt in prompts])
+        self._prompts = len(numbers)
+        self._draws = torch.randint(self._prompts, (self.COUNT, self._prompts), generator=torch.Generator().manual_seed(0))
+
+    def means(self, values: Tensor) -> Tensor:
+        """Of values of the examples, (n,), the mean in each resample, (COUNT,); NaN is left out."""
+        sums, counts = (values.new_zeros(self._prompts).index_add(0, self._of, x) for x in (values.nan_to_num(), (~values.isnan()).to(values.dtype)))
+        return sums[self._draws].sum(-1) / counts[self._draws].sum(-1)
+
+    def quantiles(self, values: Tensor, share: float) -> Tensor:
+        """Of values of the examples, (n,) and none of them NaN, the quantile in each resample, (COUNT,), interpolated as `torch.quantile` does."""
+        ordered, order = values.sort()
+        found = []
+        for draws in torch.split(self._draws, max(1, self.AT_ONCE // len(values))):
+            times = torch.zeros_like(draws).scatter_add(1, draws, torch.ones_like(draws))  # how often each prompt is drawn
+            upto = times[:, self._of[order]].cumsum(-1)
+            place = share * (upto[:, -1:] - 1).double()
+            below, above = (ordered[torch.searchsorted(upto, end.long() + 1)] for end in (place.floor(), place.ceil()))
+            found.append((below + (place - place.floor()) * (above - below)).squeeze(-1))
+        return torch.cat(found)
 
 
 def faithfulness(*, circuit: float, full: float, ablated: float) -> float | None:

@@ -4,8 +4,8 @@ Each node has one number. A leaf's rank goes by its own number plus those of its
 rise and fall as wholes. Each example of a batch draws a size, and the leaves that stand highest up to that size are opened, softly at the edge:
 their distance from the edge is the log_alpha of hard-concrete gates (`nodesieve.gates`), whose gradients go straight through the clipping. The edge
 moves with the ranking, so that what one leaf gains others lose. The loss is log(1 + KL(full || gated)), which keeps the smallest sizes, at which no
-circuit can do the task, from deciding everything. Cf. Matryoshka representations (Kusupati et al., arXiv 2205.13147) and Matryoshka attribution
-(arXiv 2609.25518). Outputs of MLPs are not ranked; each is open while its block is.
+circuit can do the task, from deciding everything; a loss of the user's, which may be below 0, is taken as it is. Cf. Matryoshka representations
+(Kusupati et al., arXiv 2205.13147) and Matryoshka attribution (arXiv 2609.25518). Outputs of MLPs are not ranked; each is open while its block is.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         sampled, sizes = ranking.sample(len(batch.answers))
         logits = learner.model.gated_logits(batch.clean, sampled, cache.values(batch), recompute=config.memory == "low")
         kl = problem.objective(cache.answers(batch), logits, batch)
-        loss = kl.log1p().mean()
+        loss = (kl.log1p() if problem.keeps_kl_low else kl).mean()
         ranking.descend(loss)
         ranking.seconds = time.monotonic() - began
         row: dict[str, Any] = {"step": ranking.step, "loss": loss.item(), "kl": kl.mean().item()}

@@ -65,7 +65,8 @@ def training_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: 
     kl_axes.plot(*zip(*seen, strict=True), "o-", color=COLOURS[1], markersize=3, label="validation, circuit") if seen else None
     kl_axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
     kl_axes.set(ylabel=_literal(of))
-    kl_axes.set_ylim(bottom=0)
+    if min(row["kl"] for row in history) > -LOWEST:  # a loss of the user's may be below 0
+        kl_axes.set_ylim(bottom=0)
     kl_axes.legend(frameon=False, fontsize=8)
     for colour, level in zip(COLOURS, history[-1]["open"], strict=False):
         open_axes.plot(steps, [row["open"][level] for row in history], color=colour, label=level)
@@ -83,15 +84,16 @@ def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: s
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    count = min(5, len(history[0]["sizes"]))
+    count, logarithmic = min(5, len(history[0]["sizes"])), min(min(row["kls"]) for row in history) >= 0  # a loss of the user's may be below 0
     for number in range(count):
         share = number / max(count - 1, 1)
         places = [round(share * (len(row["sizes"]) - 1)) for row in history]  # a batch has one example in each of as many stretches of sizes
         sizes, kls = ([row[name][place] for row, place in zip(history, places, strict=True)] for name in ("sizes", "kls"))
         label = f"about {100 * sum(sizes) / len(sizes):.2g}%"
-        axes.plot(steps, [max(kl, LOWEST) for kl in _smooth(steps, kls, memory=0.96)], color=COLOURS[number], label=label)
+        smooth = _smooth(steps, kls, memory=0.96)
+        axes.plot(steps, [max(kl, LOWEST) for kl in smooth] if logarithmic else smooth, color=COLOURS[number], label=label)
     axes.axhline(budget, color=MUTED, linestyle="--", label="budget")
-    axes.set(yscale="log", xlabel="step", ylabel=f"{_literal(of)} (smoothed)")
+    axes.set(yscale="log" if logarithmic else "linear", xlabel="step", ylabel=f"{_literal(of)} (smoothed)")
     axes.legend(frameon=False, fontsize=8, title="leaves kept", loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     return _svg(figure, f"Training: {of.removesuffix(', nats')} by step, at several sizes")
