@@ -114,8 +114,7 @@ def run_controls(
             found.setdefault(control.group, {})[control.name] = metrics
         save(found)
         journal.progress(len(planned) - len(left) + start + len(some), len(planned))
-        if journal.stopping:
-            raise KeyboardInterrupt
+        journal.heed()
     asked: dict[str, dict[str, Any]] = {}
     for control in planned:
         asked.setdefault(control.group, {})[control.name] = found[control.group][control.name]

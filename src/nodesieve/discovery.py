@@ -20,7 +20,7 @@ from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.config import READ_BY, SEEN, DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
-from nodesieve.journal import Journal, Stopped
+from nodesieve.journal import SCORING, Journal, Stopped
 from nodesieve.levels import LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.metrics import in_percent
@@ -92,7 +92,7 @@ def discover(
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
     described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=outer, examples=examples, loss=loss)
-    journal.say("scoring")
+    journal.say(SCORING)
     clock = time.monotonic()
     try:
         scores = METHODS[config.method](problem, config, journal)

@@ -1,7 +1,8 @@
 """How a method tells of its progress and keeps its state, without knowing where either goes.
 
 A method calls `log` for each line of history, `save` now and then, and looks at `stopping` after each step; when it is set it saves and
-raises `Stopped`. The run directory and the progress bar implement this elsewhere; the plain `Journal` keeps history in memory.
+raises `Stopped` with what it would return by then, or, where that is nothing yet, a KeyboardInterrupt (`heed`). The run directory and the progress
+bar implement this elsewhere; the plain `Journal` keeps history in memory.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class Journal:
 
     def progress(self, step: int, total: int, **facts: float) -> None:
         """`step` of `total` steps are done."""
+
+    def heed(self) -> None:
+        """Raise KeyboardInterrupt if the user asked to stop."""
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def save(self, state: State, *, part: str = SCORING) -> None:
         """Keep `state` for a later `load` of the same part of the run."""

@@ -228,8 +228,7 @@ def _goes_on(journal: Journal, until: float) -> Callable[[int, int], bool]:
 
     def goes_on(done: int, total: int) -> bool:
         journal.progress(done, total)
-        if journal.stopping:
-            raise KeyboardInterrupt
+        journal.heed()
         return time.monotonic() <= until
 
     return goes_on

@@ -204,9 +204,10 @@ def _set_aside(directory: Path) -> Iterator[bool]:
 @contextmanager
 def _stop_on_interrupt(journal: Any) -> Iterator[None]:
     """While scoring, the first Ctrl-C or SIGTERM asks the run to stop after its step; a second one, or one later on, stops at once."""
+    from nodesieve.journal import SCORING
 
     def stop(signum: int, frame: object) -> None:
-        if journal.stopping or journal.phase != "scoring":
+        if journal.stopping or journal.phase != SCORING:
             raise KeyboardInterrupt
         journal.stopping = True
         print("stopping after this step", file=sys.stderr)

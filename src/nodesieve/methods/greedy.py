@@ -56,8 +56,7 @@ def greedy(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
             journal.progress(search.place, len(search.left), kl=search.kl, head=search.share)
             if journal.stopping or visits % SAVE_EVERY == 0:
                 journal.save(search.state())
-            if journal.stopping:
-                raise KeyboardInterrupt
+            journal.heed()
             if search.kl > enough:
                 break
         search.end_sweep()

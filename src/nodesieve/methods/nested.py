@@ -63,8 +63,7 @@ def nested(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores
         journal.progress(ranking.step, config.steps, kl=row["kl"])
         if journal.stopping or ranking.step % SAVE_EVERY == 0:
             journal.save(ranking.state())
-        if journal.stopping:
-            raise KeyboardInterrupt
+        journal.heed()
     return ranking.scores()
 
 

@@ -65,8 +65,7 @@ def activation_difference(problem: Problem, config: DiscoverConfig, journal: Jou
             total["expert"][layer] += (routed.dense() - other.dense())[real].abs().float().sum((0, -1))
         done += len(batch.answers)
         journal.progress(done, min(EXAMPLES, len(train)))
-        if journal.stopping:
-            raise KeyboardInterrupt
+        journal.heed()
     weights = {**_norms(problem), "mlp_output": torch.ones(nodes.shape("mlp_output")), "expert": torch.ones(nodes.shape("expert"))}
     return _scores(problem, config, {level: value.cpu() / tokens * weights[level] for level, value in total.items()})
 

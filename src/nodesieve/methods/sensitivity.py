@@ -75,5 +75,4 @@ def gate_gradients(
         yield found
         done += size
         journal.progress(done, len(index))
-        if journal.stopping:
-            raise KeyboardInterrupt
+        journal.heed()

@@ -225,8 +225,7 @@ class _Sieve:
 
         def goes_on(done: int, total: int) -> bool:
             journal.progress(0, total)
-            if journal.stopping:
-                raise KeyboardInterrupt
+            journal.heed()
             return True
 
         most = min(self.config.kl_budget - self.looks.kl_upper, NOTHING * self.config.kl_budget)
