@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from nodesieve import controls
 from nodesieve.circuit import Circuit
-from nodesieve.config import DiscoverConfig
+from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.console import print_controls
 from nodesieve.controls import complement, partly_ablated, random_circuit, run_controls, summary
-from nodesieve.evaluation import _intervals, evaluate_circuit
+from nodesieve.evaluation import _intervals, _means, _with_faithfulness, ablated_circuit, evaluate_circuit
 from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.nodes import NodeSpace, up_to
@@ -57,14 +62,17 @@ def test_draws_of_one_group_or_circuit_are_not_those_of_another() -> None:
     other = half.without({"mlp_neuron": half.masks["mlp_neuron"].nonzero()[:1]})
     groups = ("random", "random_by_layer", *(f"partial_{p:g}" for p in controls.ABLATED_WITH))
 
-    def drawn(circuit: Circuit) -> dict[str, torch.Tensor]:
-        found = controls.controls(circuit, scores, draws=1, partial_draws=1)
+    def drawn(circuit: Circuit, seed: int = 0) -> dict[str, torch.Tensor]:
+        found = controls.controls(circuit, scores, draws=1, partial_draws=1, seed=seed)
         return {control.group: control.make().masks["mlp_neuron"] for control in found if control.group in groups}
 
-    first, second, again = drawn(half), drawn(other), drawn(half)
+    first, second, again, reseeded = drawn(half), drawn(other), drawn(half), drawn(half, seed=1)
     assert all(torch.equal(first[group], again[group]) for group in groups)
     outside = ~half.masks["mlp_neuron"]
-    for one, another in ((first["random"], first["random_by_layer"]), *((first[group], second[group]) for group in groups)):
+    for one, another in (
+        (first["random"], first["random_by_layer"]),
+        *((first[group], more[group]) for group in groups for more in (second, reseeded)),
+    ):
         shares = [float(mask[outside].float().mean()) for mask in (one, another)]
         assert float((one & another)[outside].float().mean()) == pytest.approx(shares[0] * shares[1], abs=0.03)  # what chance gives
 
@@ -109,6 +117,17 @@ def test_one_kind_is_opened_and_nothing_else_changes() -> None:
             assert torch.equal(other.masks[level], expected), (name, level)
 
 
+def test_tenths_of_the_neurons_go_from_those_of_lowest_score_up() -> None:
+    whole = Circuit.whole(SPACES["mixed"])
+    values = {level: torch.rand(whole.nodes.shape(level), generator=torch.Generator().manual_seed(0)) for level in LEVELS}
+    scores = Scores(values=values, nodes=whole.nodes, levels=("mlp_neuron",))  # experts are not scored
+    closed = {control.name: whole.masks["mlp_neuron"] & ~control.make().masks["mlp_neuron"] for control in controls.controls(whole, scores, draws=1)}
+    tenths = [values["mlp_neuron"][mask] for name, mask in closed.items() if "decile" in name]
+    assert [name for name in closed if "decile" in name] == [f"mlp_neuron.decile.{i}" for i in range(10)]
+    assert [len(tenth) for tenth in tenths] == [whole.kept("mlp_neuron") // 10] * 10
+    assert all(lower.max() < higher.min() for lower, higher in pairwise(tenths))
+
+
 @pytest.fixture(scope="module")
 def planted() -> tuple[Problem, Circuit, Scores]:
     problem = make_problem(planted_model(), planted_task(), DiscoverConfig())
@@ -133,6 +152,7 @@ def test_a_planted_circuit_stands_up_to_every_control(planted: tuple[Problem, Ci
     assert min(told["minimality"]["added"].values()) > 0.1
     assert told["minimality"]["free"] == 0
     head = f"head.{'.'.join(map(str, sorted(PLANTED['head'])[0]))}"
+    assert found["circuit"]["circuit"]["exact_match"] == 1 > found["complement"]["complement"]["exact_match"]
     (kl,) = problem.losses([circuit.without({"head": torch.tensor(sorted(PLANTED["head"])[:1])})], "test")
     assert found["minimality"][head]["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
 
@@ -145,16 +165,18 @@ def test_what_is_measured_unless_asked_otherwise(planted: tuple[Problem, Circuit
 
 
 def test_a_summary_worked_out_by_hand() -> None:
-    kls = {"random": [0.1, 0.2, 0.3, 0.4], "random_by_layer": [0.3, 0.4, 0.5], "minimality": [0.25, 0.19, 0.6]}
+    kls = {"random": [0.1, 0.2, 0.3, 0.4], "random_by_layer": [0.3, 0.4, 0.5], "opened": [0.19, 0.5], "minimality": [0.25, 0.19, 0.6, 0.2]}
     found = {group: {f"{group}.{i}": {"kl": kl} for i, kl in enumerate(values)} for group, values in kls.items()}
     told = summary({"circuit": {"circuit": {"kl": 0.2}}, **found})
     assert told["random"]["hits"] == 2  # as low counts
     assert told["random"]["p"] == pytest.approx(3 / 5)
     assert told["random_by_layer"]["p"] == pytest.approx(1 / 4)
     assert told["random"]["kl_mean"] == pytest.approx(0.25)
-    assert told["minimality"]["free"] == 1
-    assert list(told["minimality"]["added"]) == ["minimality.1", "minimality.0", "minimality.2"]
-    assert list(told["minimality"]["added"].values()) == pytest.approx([-0.01, 0.05, 0.4])
+    assert (told["random"]["kl_min"], told["random"]["kl_max"]) == (0.1, 0.4)
+    assert (told["opened"]["dearest"], told["opened"]["added_by_dearest"]) == ("opened.1", pytest.approx(0.3))
+    assert told["minimality"]["free"] == 2
+    assert list(told["minimality"]["added"]) == ["minimality.1", "minimality.3", "minimality.0", "minimality.2"]
+    assert list(told["minimality"]["added"].values()) == pytest.approx([-0.01, 0.0, 0.05, 0.4])
 
 
 def test_what_parts_cost_is_shown_from_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,6 +217,49 @@ def test_stopped_controls_go_on_where_they_were(planted: tuple[Problem, Circuit,
     assert sum(measured) == total - controls.AT_ONCE > 0
 
 
+def test_controls_under_the_mean_of_other_training_examples_are_measured_anew(
+    planted: tuple[Problem, Circuit, Scores], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, circuit, scores = planted
+    run: Any = SimpleNamespace(circuit=circuit, scores=scores)
+    measured: list[Circuit] = []
+    monkeypatch.setattr(controls, "measure_circuits", lambda _, circuits, split: measured.extend(circuits) or [{"kl": 0.0} for _ in circuits])
+    task = planted_task()
+    other = replace(task, splits={**task.splits, "train": task.splits["train"][1:]})
+    for ablation, again in (("zero", False), ("mean", True)):
+        for examples, anew in ((task, True), (task, False), (other, again)):
+            problem = make_problem(planted_model(), examples, make_config({"ablation": ablation}))
+            controls.controls_kept_in(tmp_path / ablation, run, problem, split="test", draws=1, journal=Journal())
+            assert bool(measured) == anew
+            measured.clear()
+
+
+def test_controls_are_kept_by_the_name_of_the_task_and_by_what_is_in_a_file(planted: tuple[Problem, Circuit, Scores]) -> None:
+    problem, _, _ = planted
+    built_in, file = (replace(problem.task, name=name, source=name) for name in ("ioi", "prompts/ioi of mine"))
+    names = [controls.name_of_examples(SimpleNamespace(task=task), "test") for task in (built_in, file)]  # type: ignore[arg-type]
+    assert names == ["ioi", f"ioi-of-mine-{problem.task['test'].fingerprint[:8]}"]
+
+
+def test_everything_ablated_is_all_but_the_embedding(planted: tuple[Problem, Circuit, Scores]) -> None:
+    found = ablated_circuit(planted[0])
+    assert [level for level in LEVELS if found.kept(level)] == ["embedding"]
+
+
+def test_means_are_over_the_examples_that_have_distractors() -> None:
+    nan = float("nan")
+    some, none = (torch.tensor(x, dtype=torch.float64) for x in ([nan, 2.0, 4.0], [nan, nan, nan]))
+    kl = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert _means({"kl": kl, "logit_diff": some, "accuracy": none}) == {
+        "kl": pytest.approx(0.5),
+        "kl_p95": pytest.approx(0.95),
+        "logit_diff": 3.0,
+        "accuracy": None,
+    }
+    full, ablated = {"logit_diff": some + 1}, {"logit_diff": some - 3}
+    assert _with_faithfulness({"logit_diff": some}, full, ablated)["faithfulness"] == pytest.approx(3 / 4)
+
+
 def test_intervals_hold_the_means(planted: tuple[Problem, Circuit, Scores]) -> None:
     problem, circuit, _ = planted
     rough = Circuit.of({**circuit.masks, "mlp_neuron": torch.zeros_like(circuit.masks["mlp_neuron"])}, problem.nodes)
@@ -220,8 +285,11 @@ def test_intervals_shrink_with_more_examples() -> None:
 def test_intervals_are_of_95_percent() -> None:
     spread = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = [{"logit_diff": spread}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}]
-    low, high = _intervals(*rows, prompts=range(400))["kl"] or (0.0, 0.0)
+    found = _intervals(*rows, prompts=range(400))
+    low, high = found["kl"] or (0.0, 0.0)
     assert high - low == pytest.approx(2 * 1.96 * float(spread.std()) / 20, rel=0.08)
+    low, high = found["kl_p95"] or (0.0, 0.0)
+    assert low < float(spread.quantile(0.95)) < high < low + 1
 
 
 def test_intervals_take_prompts_for_independent_and_not_the_tokens_of_their_answers() -> None:
