@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -73,6 +74,19 @@ def test_the_kl_budget_controller_makes_room_for_a_validation_kl_above_the_train
     assert wide.strength < narrow.strength
 
 
+def test_the_kl_budget_controller_stays_within_bounds() -> None:
+    low = controller("kl_budget")
+    for _ in range(1000):
+        low.observe(kl=10.0)
+    assert low.strength == pytest.approx(low.FLOOR * math.exp(-low.ABOVE))
+    thrice, far = controller("kl_budget"), controller("kl_budget")
+    for one, kl in ((thrice, 0.15), (far, 5.0)):
+        one.observe(kl=0.05)
+        one.validated(kl=kl)
+        one.observe(kl=0.05)
+    assert thrice.strength == pytest.approx(far.strength)
+
+
 def test_a_stretch_is_taken_back_only_when_it_has_left_the_budget_far_behind() -> None:
     own, other = controller("kl_budget", kl_budget=0.2), controller("fixed")
     before = own.strength
@@ -95,6 +109,14 @@ def test_the_target_size_controller_pushes_only_while_the_circuit_is_too_large()
         size.penalty({level: torch.tensor(0.1) for level in shares})
         size.observe(kl=0.1)
     assert size.strength < pushed
+
+
+def test_the_penalty_of_the_target_size_controller_by_hand() -> None:
+    size = controller("target_size", target_size=0.5)
+    shares = {level: torch.tensor(0.9) for level in ("head_dim", "mlp_neuron")}
+    assert float(size.penalty(shares)) == 0
+    size.observe(kl=0.1)
+    assert float(size.penalty(shares)) == pytest.approx(size.RATE * 0.4 * 0.4 + size.RATE * 0.4**2 * 0.4**2)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +165,7 @@ def test_metrics_worked_out_by_hand() -> None:
     assert float(logit_difference(logits, batch((0, 1), (3,)))) == pytest.approx((math.log(0.5) + math.log(0.3)) / 2 - math.log(0.05), abs=1e-5)
     assert float(probability_difference(logits, batch((0, 1), (2, 3)))) == pytest.approx(0.6)
     assert float(cutoff_sharpness(logits, batch((1, 0), (3, 2)))) == pytest.approx(0.15)
+    assert all(bool(metric(logits, batch((0,), ())).isnan()) for metric in (logit_difference, probability_difference, cutoff_sharpness))
 
 
 def test_tokens_that_the_full_model_rules_out_add_nothing_to_the_kl() -> None:
@@ -156,6 +179,7 @@ def test_tokens_that_the_full_model_rules_out_add_nothing_to_the_kl() -> None:
 
 def test_faithfulness_is_not_clipped_and_none_without_a_span() -> None:
     assert faithfulness(circuit=3.0, full=2.0, ablated=1.0) == 2.0
+    assert faithfulness(circuit=1.0, full=0.0, ablated=4.0) == 0.75  # where the model is wrong, too
     assert faithfulness(circuit=3.0, full=1.0, ablated=1.0) is None
 
 
@@ -196,12 +220,15 @@ def test_the_mean_ablation_leaves_out_padding_and_the_first_position() -> None:
     from nodesieve.ablations import Activations
     from nodesieve.batches import EncodedExample, Split
 
-    examples = tuple(EncodedExample(clean=ids, corrupted=ids, answers=(1,), distractors=(2,), prompt=i) for i, ids in enumerate([(9, 1, 2), (9, 3)]))
-    split = Split(examples=examples, pad_id=50, device=torch.device("cpu"))
+    def mean_of(corrupted: Sequence[tuple[int, ...] | None]) -> list[float]:
+        pairs = enumerate(zip([(9, 1, 2), (9, 6)], corrupted, strict=True))
+        examples = tuple(EncodedExample(clean=clean, corrupted=other, answers=(1,), distractors=(2,), prompt=i) for i, (clean, other) in pairs)
+        split = Split(examples=examples, pad_id=50, device=torch.device("cpu"))
+        return Mean(record, split).values(split.batch([0])).heads[0].tolist()
 
     def record(tokens: Tokens) -> Activations:
         x = tokens.input_ids.float().unsqueeze(-1)
         return Activations(embedding=x, heads={0: x}, attention_write={0: x}, neurons={0: x}, mlp_write={0: x})
 
-    values = Mean(record, split).values(split.batch([0]))
-    assert values.heads[0].tolist() == [2.0]
+    assert mean_of([(9, 4, 5), (9, 9)]) == [6.0]
+    assert mean_of([None, None]) == [3.0]  # of the clean prompts where there are no others
