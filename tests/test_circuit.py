@@ -130,6 +130,14 @@ def ranked(values: list[float]) -> Scores:
     return Scores(values=raise_ancestors(own), nodes=SPACE, levels=tuple(level for level in LEVELS if level != "embedding"))
 
 
+def test_scores_are_known_by_all_that_a_ranking_goes_by() -> None:
+    own = ranked([float(i) for i in range(1, 21)])
+    zeros, ones = ({"head": torch.full(SPACE.shape("head"), value)} for value in (0.0, 1.0))
+    others = [replace(own, levels=own.levels[:-1]), replace(own, values={**own.values, **ones}), *(replace(own, wholes=x) for x in (zeros, ones))]
+    assert len({scores.fingerprint for scores in (own, *others)}) == 5
+    assert replace(own, values={**own.values, "embedding": torch.ones(1)}).fingerprint == own.fingerprint  # which has no gates
+
+
 def loss_of_size(circuits: object) -> list[torch.Tensor]:
     return [torch.full((50,), 1 - circuit.size) for circuit in circuits]  # type: ignore[attr-defined]
 
@@ -182,6 +190,33 @@ def test_a_line_at_the_budget_is_where_the_search_begins() -> None:
 def test_a_budget_that_nothing_meets_is_said_not_to_be_met() -> None:
     selection = select_budget(ranked([float(i) for i in range(1, 21)]), lambda circuits: [torch.full((50,), 2.0) for _ in circuits], budget=0.5)
     assert not selection.met
+
+
+def test_where_nothing_meets_the_budget_it_is_the_circuit_of_lowest_kl() -> None:
+    selection = select_budget(ranked([float(i) for i in range(1, 21)]), lambda circuits: [2 + kl for kl in loss_of_size(circuits)], budget=0.5)
+    assert not selection.met
+    assert (selection.circuit.size, selection.kl) == (1, 2)
+
+
+def test_the_budget_is_held_against_the_upper_end_and_not_the_mean() -> None:
+    def uncertain(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        return [kl + torch.tensor([-0.1, 0.1]).repeat(25) for kl in loss_of_size(circuits)]
+
+    scores = ranked([float(i) for i in range(1, 21)])
+    selection = select_budget(scores, uncertain, budget=0.51)
+    assert selection.circuit.size == pytest.approx(0.55)  # a mean of 0.5 has its upper end at 0.52
+    assert selection.kl < 0.5 < selection.kl_upper + 0.05
+    assert not select_size(scores, uncertain, keep=0.5, budget=0.51).met
+
+
+def test_of_two_readings_of_the_scores_the_better_is_taken() -> None:
+    def without_the_last(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        return [torch.full((50,), 1.0 - bool(circuit.masks["mlp_neuron"][1, 3]) * circuit.size) for circuit in circuits]
+
+    rising, falling = ranked([float(i) for i in range(1, 21)]), ranked([float(i) for i in range(20, 0, -1)])
+    for scores in (replace(rising, other=falling), replace(falling, other=rising)):
+        assert select_size(scores, without_the_last, keep=0.5, budget=0.9).scores.values["mlp_neuron"][1, 3] == 20
+        assert select_budget(scores, without_the_last, budget=0.52).circuit.size == 0.5
 
 
 def test_levels_that_were_not_scored_are_kept_wherever_their_ancestors_are() -> None:
