@@ -19,7 +19,7 @@ from nodesieve.journal import SCORING, Journal, State
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.metrics import upper_bound
 from nodesieve.parts import Part, cheapest_parts, helpful_parts
-from nodesieve.polish import _Polisher, _Stage, polish
+from nodesieve.polish import _gain, _Polisher, _Stage, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
@@ -68,6 +68,29 @@ def test_what_is_minimal_already_stays_as_it_is(problem: Problem) -> None:
     assert polish(problem, selection, CONFIG, Journal())[0].circuit.fingerprint == selection.circuit.fingerprint
 
 
+def test_validation_data_alone_says_what_goes() -> None:
+    alone = make_problem(planted_model(), planted_task(), DiscoverConfig(), splits=("validation",))
+    polished, _ = polish(alone, selected(alone, Circuit.whole(alone.nodes)), CONFIG, Journal())
+    assert {level: kept(polished.circuit, level) for level in PLANTED} == PLANTED
+
+
+def test_a_circuit_that_is_within_the_budget_by_its_mean_alone_is_not_taken(problem: Problem) -> None:
+    class Uncertain(Additive):
+        def measured(self, circuits: Sequence[Circuit], split: SplitName) -> list[torch.Tensor]:
+            return [torch.tensor([0.0, 0.18] * 4) for _ in circuits]
+
+    whole = Circuit.whole(problem.nodes)
+    assert not _Polisher(Uncertain(problem, head=0.0, neuron=0.0), selected(problem, whole), CONFIG)._taken(whole, limit=math.inf)
+
+
+def test_what_goes_with_a_part_is_counted(problem: Problem) -> None:
+    some = Circuit.whole(problem.nodes).without({"head_dim": torch.tensor([[0, 1, 0]])})
+    dims, width, neurons = problem.nodes.head_dim, problem.nodes.width, problem.nodes.neurons
+    expected = {"head": dims - 1, "attention_block": 3 * dims - 1, "mlp_block": neurons + width}
+    assert {level: _gain(some, (level, torch.tensor([[0, 1][: some.masks[level].dim()]]))) for level in expected} == expected
+    assert _gain(some, ("mlp_neuron", torch.tensor([[0, 1], [0, 2]]))) == 2
+
+
 def test_a_stopped_polish_stops(problem: Problem) -> None:
     with pytest.raises(KeyboardInterrupt):
         polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal(stopping=True))
@@ -78,7 +101,7 @@ def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Proble
 
     class StoppedAfter(RunJournal):
         def save(self, state: State, *, part: str = SCORING) -> None:
-            super().save(state, part=part)
+            super().save(replace(state, numbers={**state.numbers, "seconds": 1000.0}), part=part)
             if state.numbers["stage"] == 2:
                 raise KeyboardInterrupt
 
@@ -100,7 +123,7 @@ def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Proble
     assert resumed.circuit.fingerprint == whole.circuit.fingerprint
     assert 0 < len(rest.taken) < len(through.taken)
     assert rest.taken == through.taken[-len(rest.taken) :]
-    assert seconds > 0
+    assert seconds > 1000
 
 
 def planted_without_its_head(problem: Problem) -> tuple[Circuit, tuple[int, int]]:
@@ -154,6 +177,14 @@ def test_no_head_comes_back_from_beyond_what_the_search_is_to_stay_within(proble
     polisher = polisher_of(problem, replace(selection, scores=replace(selection.scores, within=outer)))
     assert list(head) not in polisher._closed_heads().tolist()
     assert len(polisher._closed_heads()) == int((outer.masks["head"] & ~circuit.masks["head"]).sum())
+
+
+def test_of_many_closed_heads_those_come_back_that_scored_highest(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodesieve.polish.OPENED", 2)
+    selection = selected(problem, planted_circuit(problem))
+    values = {**selection.scores.values, "head": torch.tensor([[9.0, 1.0, 5.0], [2.0, 3.0, 0.0]])}
+    polisher = polisher_of(problem, replace(selection, scores=replace(selection.scores, values=values)))
+    assert polisher._closed_heads().tolist() == [[0, 2], [1, 1]]  # the planted one, [0, 0], is open
 
 
 def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -> None:
