@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
 from nodesieve.gated_model import GatedModel
 from nodesieve.interop import read_mib, to_mib
@@ -52,6 +53,16 @@ def test_the_file_is_as_the_benchmark_reads_it(tmp_path: Path) -> None:
     assert (read.layers, read.heads, read.width, read.parallel) == (2, 2, 4, False)
     assert all(torch.equal(read.in_graph[level], circuit.masks[level]) for level in read.in_graph)
     assert read.scores["head"].tolist() == [[4.5, 1.0], [4.0, 4.5]]
+    closed = Circuit.of({**circuit.masks, "embedding": torch.zeros(1)}, NODES)
+    path.write_text(json.dumps(to_mib(closed, scores(), parallel=True)))
+    assert json.loads(path.read_text())["nodes"]["input"] == {"in_graph": False}
+    assert read_mib(path).parallel
+
+
+def test_scores_that_are_none_below_0_are_left_as_they_are() -> None:
+    values = {level: value.abs() + 1 for level, value in scores().values.items()}
+    nodes = to_mib(Circuit.whole(NODES), replace(scores(), values=values), parallel=False)["nodes"]
+    assert [nodes[name]["score"] for name in ("a0.h1", "m0")] == [2.0, 1.5]
 
 
 def test_without_scores_of_wholes_a_node_is_in_the_graph_where_its_score_is_above_the_line() -> None:
@@ -67,9 +78,10 @@ def test_without_scores_of_wholes_a_node_is_in_the_graph_where_its_score_is_abov
     assert [nodes[name]["score"] for name in ("a0.h1", "a1.h0", "m1")] == [1.0, 2.0, 8.0]
 
 
-def test_scores_of_finer_levels_alone_are_refused() -> None:
+@pytest.mark.parametrize("level", ["head_dim", "mlp_neuron"])
+def test_scores_of_finer_levels_of_one_kind_are_refused(level: str) -> None:
     with pytest.raises(UserError, match="expects scores of heads and of MLP blocks"):
-        to_mib(scores(("head_dim",)).circuit(0.0), scores(("head_dim",)), parallel=False)
+        to_mib(scores((level,)).circuit(0.0), scores((level,)), parallel=False)
 
 
 CFG = '"n_heads": 1, "d_model": 2, "parallel_attn_mlp": false}'
@@ -81,6 +93,7 @@ CFG = '"n_heads": 1, "d_model": 2, "parallel_attn_mlp": false}'
         *("[]", "{}", "no JSON"),
         f'{{"cfg": {{"n_layers": 1, {CFG}, "nodes": {{"b0": {{}}}}}}',
         f'{{"cfg": {{"n_layers": 1, {CFG}, "nodes": {{"m0": {{"in_graph": "false"}}}}}}',
+        f'{{"cfg": {{"n_layers": 1, {CFG}, "nodes": {{"m1": {{"in_graph": true}}}}}}',
         f'{{"cfg": {{"n_layers": -1, {CFG}, "nodes": {{}}}}',
         f'{{"cfg": {{"n_layers": 1e999, {CFG}, "nodes": {{}}}}',
     ],
