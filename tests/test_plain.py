@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from nodesieve.config import make_config
+from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
@@ -34,6 +39,49 @@ def test_weight_magnitude_is_the_norm_of_what_a_node_writes_with() -> None:
             assert places.mlp_projection is not None
             written = places.mlp_projection(one) - places.mlp_projection(torch.zeros_like(one))
             torch.testing.assert_close(scores["mlp_neuron"][1, neuron], written.detach().norm(), rtol=1e-4, atol=1e-5)
+        one = torch.zeros(1, problem.nodes.heads * problem.nodes.head_dim)
+        one[0, 2 * problem.nodes.head_dim + 5] = 1
+        written = places.attention_projection(one) - places.attention_projection(torch.zeros_like(one))
+        torch.testing.assert_close(scores["head_dim"][1, 2, 5], written.detach().norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_activation_difference_is_how_far_prompts_differ_times_what_a_node_writes_with() -> None:
+    problem = make_problem()
+    scores, written = (METHODS[method](problem, make_config({}), Journal()).values for method in ("activation_difference", "weight_magnitude"))
+    batches = [problem.task["train"].batch([i]) for i in range(6)]  # one at a time, without padding
+    pairs = [(problem.model.record(batch.clean).neurons[1], problem.model.record(batch.corrupted).neurons[1]) for batch in batches]  # type: ignore[arg-type]
+    apart = torch.cat([(clean - corrupted)[0].abs() for clean, corrupted in pairs]).mean(0)
+    torch.testing.assert_close(scores["mlp_neuron"][1], apart * written["mlp_neuron"][1])
+
+
+@pytest.mark.parametrize(("method", "drawn"), [("random", True), ("uniform_gradient", True), ("fisher", True), ("gate_gradient", False)])
+def test_what_is_drawn_goes_by_the_seed(method: str, drawn: bool) -> None:
+    problem = make_problem()
+    first, again, other = (METHODS[method](problem, make_config({"seed": seed}), Journal()).values["head_dim"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) != drawn
+
+
+def test_attributions_are_read_by_size_and_with_their_sign() -> None:
+    scores = METHODS["gate_gradient"](make_problem(), make_config({}), Journal())
+    assert scores.other is not None
+    signed = scores.other.values["mlp_neuron"]
+    assert (signed < 0).any()
+    assert torch.equal(scores.values["mlp_neuron"], signed.abs())
+
+
+def test_attributions_of_examples_of_which_one_has_no_distractor_are_refused() -> None:
+    problem = make_problem()
+    train = problem.task["train"]
+    problem.task.splits["train"] = replace(train, examples=(*train.examples[1:], replace(train.examples[0], distractors=())))
+    with pytest.raises(UserError, match="expects distractors, since it follows the logit difference; got examples without"):
+        METHODS["gate_gradient"](problem, make_config({}), Journal())
+
+
+def test_gates_are_integrated_over_the_middles_of_equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[METHODS["gate_gradient_ig"].__module__], "_scores", lambda _, __, ___, *levels: levels)
+    levels: Any = METHODS["gate_gradient_ig"](make_problem(), make_config({}), Journal())
+    assert [float(level(1, torch.Generator())) for level in levels] == [(2 * i + 1) / 16 for i in range(8)]
 
 
 @pytest.mark.parametrize("method", ["weight_magnitude", "activation_difference"])
