@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
 from nodesieve.methods.gradients import IG_LEVELS
 from nodesieve.methods.greedy import EXAMPLES, _Search
+from nodesieve.methods.nested import SMALLEST, _Ranking
 from nodesieve.nodes import NodeSpace
 from nodesieve.problem import make_problem
 from nodesieve.run import RunJournal
@@ -32,6 +34,13 @@ def test_greedy_keeps_the_planted_heads_and_blocks_whole() -> None:
         assert {tuple(index) for index in run.circuit.masks[level].nonzero().tolist()} == PLANTED[level]
     assert run.circuit.kept("head_dim") == run.circuit.kept("head") * run.circuit.nodes.head_dim
     assert run.metrics["budget"]["met"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "nested", "fisher", "gate_gradient", "activation_difference"])
+def test_rankings_are_made_from_training_data_alone(method: str) -> None:
+    config = make_config({"kl_budget": BUDGET, "method": method, "steps": 2})
+    problem = make_problem(planted_model(), planted_task(), config, splits=("train",))
+    assert set(METHODS[method](problem, config, Journal()).levels) <= set(config.levels)
 
 
 def test_greedy_goes_on_to_a_size_beyond_the_budget() -> None:
@@ -86,6 +95,21 @@ def test_nested_ranks_the_plant_first_at_every_size() -> None:
     assert {(level, *index) for level in LEAVES for index in map(tuple, top.masks[level].nonzero().tolist())} == leaves
     assert run.metrics["budget"]["met"]
     assert run.metrics["size"] == pytest.approx(len(leaves) / total)
+
+
+def test_nested_draws_other_sizes_and_gates_each_step_and_by_the_seed() -> None:
+    nodes = NodeSpace(layers=2, heads=3, head_dim=4, neurons=8, width=12)
+
+    def drawn(seed: int, step: int) -> tuple[list[float], list[float]]:
+        ranking = _Ranking(nodes, make_config({"seed": seed}), torch.device("cpu"))
+        ranking.step = step
+        sampled, sizes = ranking.sample(4)
+        return sizes.tolist(), sampled["mlp_neuron"].flatten().tolist()
+
+    first = drawn(0, 0)
+    assert first == drawn(0, 0)
+    assert all(first[part] != other[part] for other in (drawn(1, 0), drawn(0, 1)) for part in (0, 1))
+    assert [math.ceil(4 * (1 - math.log(size) / math.log(SMALLEST))) for size in first[0]] == [1, 2, 3, 4]  # each in a stretch of the log scale
 
 
 @pytest.mark.parametrize("method", ["greedy", "nested"])
