@@ -19,7 +19,7 @@ from nodesieve.discovery import Interrupted, discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
-from nodesieve.methods.fisher import fisher_information
+from nodesieve.methods.fisher import fisher_information, log_p_of_a_drawn_token
 from nodesieve.methods.hybrid import LEARNING_RATE_FINAL, hybrid
 from nodesieve.methods.multigranular import _Run, multigranular
 from nodesieve.problem import Problem, make_problem
@@ -264,6 +264,13 @@ def test_fisher_information_is_nothing_where_the_answer_does_not_depend_on_a_nod
     heads = information["head"]
     torch.testing.assert_close(heads, information["head_dim"].sum(-1))
     torch.testing.assert_close(information["layer"], information["attention_block"] + information["mlp_block"])
+
+
+def test_fisher_information_is_of_tokens_drawn_as_the_model_would_say_them() -> None:
+    p = torch.tensor([0.7, 0.2, 0.1])
+    batch: Any = None
+    drawn = log_p_of_a_drawn_token(p.log().repeat(10_000, 1), batch, torch.Generator().manual_seed(0)).exp()
+    assert [float(torch.isclose(drawn, one).float().mean()) for one in p] == pytest.approx(p.tolist(), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_circuit() -> None:
