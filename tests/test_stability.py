@@ -15,13 +15,15 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import QUICK, few_prompts, nodesieve, quick_flags
+from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
+from nodesieve.compare import tables
 from nodesieve.config import make_config
 from nodesieve.levels import LEVELS
+from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
-from nodesieve.stability import agreement, chance, consensus, jaccard
+from nodesieve.stability import agreement, chance, consensus, consensus_run, jaccard
 
 NODES = NodeSpace(layers=2, heads=3, head_dim=4, neurons=10, width=6)
 
@@ -44,8 +46,13 @@ def test_jaccard_and_chance() -> None:
     assert chance(2, 2, 4) == pytest.approx(1 / 6 + 4 / 6 / 3)  # both, one of them, or neither
     draws = [len(set(torch.randperm(1000)[:300].tolist()) & set(torch.randperm(1000)[:200].tolist())) for _ in range(200)]
     assert chance(300, 200, 1000) == pytest.approx(sum(shared / (500 - shared) for shared in draws) / 200, rel=0.05)
-    found = agreement([a, b, random_circuit(2)])
-    assert found["head_dim"]["lowest"] <= found["head_dim"]["jaccard"] <= found["head_dim"]["highest"]
+    c = random_circuit(2)
+    found = agreement([a, b, c])["head_dim"]
+    indices = [jaccard(*pair, "head_dim") for pair in ((a, b), (a, c), (b, c))]
+    assert (found["lowest"], found["highest"]) == (min(indices), max(indices))
+    assert found["jaccard"] == pytest.approx(sum(indices) / 3)
+    kept = [circuit.kept("head_dim") for circuit in (a, b, c)]
+    assert found["chance"] == pytest.approx(sum(chance(kept[i], kept[j], NODES.count("head_dim")) for i, j in ((0, 1), (0, 2), (1, 2))) / 3)
 
 
 def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
@@ -60,6 +67,63 @@ def test_consensus_keeps_what_enough_runs_keep_and_is_closed() -> None:
     assert bool((~most.masks["head_dim"] | (votes >= 2)).all())
     assert nothing_missing.kept("head_dim") < most.kept("head_dim") < everything.kept("head_dim")
     assert consensus(circuits[:1] * 3, at_least=3).fingerprint == circuits[0].fingerprint
+
+
+def test_a_consensus_is_held_to_the_budget_on_validation_data(loaded: LoadedModel) -> None:
+    task, config = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random", "keep": 0.5})
+    run = ns.discover(loaded, task, config)
+    shared = consensus_run(run, [run.circuit, Circuit.whole(run.circuit.nodes)], at_least=2, loaded=loaded, task=task)
+    assert shared.circuit.fingerprint == run.circuit.fingerprint
+    assert shared.metrics["budget"] == {**run.metrics["budget"], "validation_kl_upper": pytest.approx(run.metrics["budget"]["validation_kl_upper"])}
+
+
+def some_row(method: str, seed: int, **more: Any) -> dict[str, Any]:
+    """Of a comparison; its numbers are made of 10 and the seed."""
+    number = 10 + seed
+    nodes = {level: {"kept": number * 1000, "total": 99999} for level in ("head", "mlp_block", "head_dim", "mlp_neuron", "mlp_output")}
+    points = [{"share": share, "kl": share + number} for share in (0.05, 0.1, 0.2, 0.5)]
+    curve = {unit: {"cpr": number / 100, "cmd": number / 10, "compactness": number / 1000, "points": points} for unit in ("parts", "leaves")}
+    return {
+        "method": method,
+        "seed": seed,
+        "met": seed == 0,
+        "size": number / 100,
+        "unpolished": None,
+        "polish_seconds": None,
+        "nodes": nodes,
+        "parameters": {"kept": number, "total": 20},
+        "test": {"kl": number / 100, "exact_match": 0.5, "faithfulness": None},
+        "seconds": number,
+        "peak_memory_bytes": number * 10**9,
+        "passes": {"forward": number, "backward": 1000},
+        "curve": curve,
+        **more,
+    }
+
+
+def test_tables_are_means_over_the_seeds_of_each_method() -> None:
+    polished = {"unpolished": 0.5, "polish_seconds": 7, "test": {"kl": 0.01, "exact_match": 1.0, "faithfulness": 0.9}}
+    shown = tables([some_row("random", 0), some_row("greedy", 5, **polished), some_row("random", 2)])
+    smallest, ranking = shown["smallest circuit"], shown["as a ranking"]
+    assert smallest[1] == "random|1 of 2|11,000|11,000|11,000|11,000|11,000|11.0%|-|55.0%|0.110|50.0%|-|11|11.00|11 + 1,000".split("|")
+    assert smallest[2][7:] == "15.0%|50.0%|75.0%|0.010|100.0%|0.90|15 + 7|15.00|15 + 1,000".split("|")
+    assert ranking[0][1:4] == ["CPR, parts", "CMD, parts", "compactness, parts"]
+    assert ranking[1] == ["random", *["0.11", "1.10", "0.011"] * 2, "11.05", "11.10", "11.20", "11.50"]
+    assert len(smallest) == len(ranking) == 3
+
+
+def test_every_method_is_compared_once_by_seeds_from_the_config_s_own_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def compared(config: Any, out: Path, *, methods: Any, seeds: Any, **_: Any) -> None:
+        asked.extend((methods, list(seeds)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nodesieve.compare.compare", compared)
+    (tmp_path / "options.yaml").write_text("seed: 3\n")
+    command = ["compare", "--config", tmp_path / "options.yaml", "--out", tmp_path / "out", "--methods", "random,greedy,random", "--seeds", 2]
+    assert nodesieve(*command) == 130
+    assert asked == [("random", "greedy"), [3, 4]]
 
 
 def test_a_run_that_is_stopped_while_it_ends_stays(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +152,11 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     found = json.loads(capsys.readouterr().out)
     assert found["runs"] == 3
     assert found["consensus"]["at_least"] == 2
+    assert json.loads((run / "stability.json").read_text()) == found
+    assert nodesieve("stability", run, "--seeds", 1, "--json", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["consensus"]["at_least"] == 2  # more than half of two
+    assert nodesieve("stability", run, "--seeds", 2, "--quiet") == 0
+    capsys.readouterr()
     shared = ns.load_run(run / "stability" / "consensus")
     assert shared.metrics["circuit"]["test"] == found["consensus"]["circuit"]["test"]
     assert [shared.metrics[name] for name in ("steps", "seconds", "peak_memory_bytes")] == [None] * 3  # each run has its own
@@ -138,6 +207,7 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert [(row["method"], row["seed"]) for row in found["rows"]] == [("random", 0), ("greedy", 0)]
     for row in found["rows"]:
         assert row["passes"]["forward"] > 0
+        assert row["test"] == json.loads((out / f"{row['method']}-0" / "metrics.json").read_text())["circuit"]["test"]
         assert len(row["curve"]["leaves"]["points"]) == len(row["curve"]["parts"]["points"]) == 10
     page = (out / "compare.html").read_text()
     assert page.count("<svg") == 2
