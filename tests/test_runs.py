@@ -258,6 +258,8 @@ def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -
         run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "force": False, "kl_budget": 0.1}))
         assert run.metrics["circuit"]["test"]["logit_diff"] is None
         assert 0 <= run.metrics["circuit"]["test"]["kl"] < run.metrics["ablated"]["test"]["kl"]
+        near_chance = ns.evaluate(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), run)  # which to find a circuit for is refused
+        assert near_chance.full["test"]["accuracy"] < 0.8
     with pytest.raises(ns.UserError, match="expects a corrupted prompt for every example"):
         ns.discover(loaded, task, make_config(QUICK))
 
