@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from command_line import ctrl_c, few_prompts, nodesieve, quick_flags
 from conftest import tiny_model
 from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
+from nodesieve.errors import UserError
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.run import load_run
+from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
+from nodesieve.verify import Check
 
 
 def test_prompts_whose_corrupted_ones_say_the_same_are_refused(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,12 +147,22 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     kept = json.loads((out / "metrics.json").read_text())["nodes"]["head_dim"]["kept"]
     assert len(lines) == kept
     assert all(line.startswith("head_dim.") and float(line.split("\t")[1]) > 0 for line in lines)
+    assert nodesieve("evaluate", out, "--split", "validation", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["circuit"]
+    assert list(found) == ["validation"]
+    assert found["validation"]["kl"] == pytest.approx(load_run(out).metrics["circuit"]["validation"]["kl"], rel=1e-4)
     assert nodesieve("evaluate", out, "--task", "gendered_pronoun", "--json") == 0
     assert json.loads(capsys.readouterr().out)["task"] == "gendered_pronoun"
     assert nodesieve("evaluate", out) == 0
     assert "kl_p95" in capsys.readouterr().out
     assert nodesieve("report", out, out, "--out", tmp_path / "both.html") == 0
     assert (tmp_path / "both.html").read_text().count("<h1>") == 2
+    shutil.copytree(out, tmp_path / "copy")
+    for directory in (out, tmp_path / "copy"):
+        (directory / "report.html").unlink()
+    assert nodesieve("report", out, tmp_path / "copy") == 0
+    assert all(f"<h1>{name}" in (out / "report.html").read_text() for name in ("run", "copy"))
+    assert not (tmp_path / "copy" / "report.html").exists()
     assert nodesieve("export", out, tmp_path / "mib.json") == 0
     assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
     capsys.readouterr()
@@ -156,8 +170,58 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     assert "a directory that exists" in capsys.readouterr().err
     assert nodesieve("check-model", model_directory, "--dtype", "bfloat16") == 0
     assert "FAILED" not in capsys.readouterr().out
+    shown = []
+    for seed in (0, 1):
+        assert nodesieve("tasks", "--model", model_directory, "--seed", seed) == 0
+        shown.append(capsys.readouterr().out)
+        assert "512 train" in shown[-1]
+    assert shown[0] != shown[1]
+
+
+def test_a_task_of_whose_words_a_model_knows_too_few_does_not_end_the_list(
+    model_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, tokenizer: object, **options: object) -> None:
+        raise UserError("expected more words")
+
+    monkeypatch.setattr("nodesieve.tasks.load.load_task", refuse)
     assert nodesieve("tasks", "--model", model_directory) == 0
-    assert "512 train" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("\n  not for this model: expected more words\n") == len(BUILTINS)
+
+
+def test_a_model_that_fails_a_check_is_refused(model_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Check(name="one", passed=True, detail=""), Check(name="another", passed=False, detail="off by 3")]
+    monkeypatch.setattr("nodesieve.verify.verify", lambda gated: checks)
+    assert nodesieve("check-model", model_directory) == 2
+    told = capsys.readouterr()
+    assert "ok     one\nFAILED another: off by 3" in told.out
+    assert told.err == "nodesieve: 1 checks failed; this model cannot be used as it is\n"
+
+
+def test_nodes_of_all_levels_are_listed_and_those_that_were_not_scored_without_a_score(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["discover", "--model", model_directory, "--task", few_prompts(tmp_path), "--keep", "0.9", "--quiet"]
+    assert nodesieve(*command, *quick_flags(method="random", levels="mlp_neuron")) == 0
+    out = Path("runs") / f"{model_directory.name}-few"  # unless told otherwise
+    assert capsys.readouterr().out == f"{out}\n"
+    assert nodesieve("nodes", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == sum(part["kept"] for part in json.loads((out / "metrics.json").read_text())["nodes"].values())
+    assert all(line.startswith("mlp_neuron.") != line.endswith("\t") for line in lines)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(model_directory, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({**weights, "v_head.weight": torch.ones(1, 32)}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert nodesieve("check-model", tmp_path / "model") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("nodesieve: warning: ")
+    assert error.endswith("has weights that are not of this model and are left out: v_head.weight\n")
+    assert error.count("\n") == 1
 
 
 def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,9 +253,21 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         file.write_text(json.dumps({**kept, name: "another"}))
         assert nodesieve("evaluate", out, "--controls", "--draws", "2", "--json") == 0
         assert json.loads(capsys.readouterr().out)["controls"] == told["controls"]  # measured anew
-    file.write_text("no JSON")
-    assert nodesieve("evaluate", out, "--controls") == 2
-    assert "remove it to start anew" in capsys.readouterr().err
+    for content in ("no JSON", "[]"):
+        file.write_text(content)
+        assert nodesieve("evaluate", out, "--controls") == 2
+        assert "remove it to start anew" in capsys.readouterr().err
+    file.unlink()
+    shown = {}
+    for split, more in (("test", []), ("validation", ["--controls", "--draws", "1"])):
+        assert nodesieve("evaluate", out, "--split", split, *more, "--size-curve", "--json") == 0
+        shown[split] = json.loads(capsys.readouterr().out)
+    measured = shown["validation"]["circuit"]["validation"]["kl"]
+    assert shown["validation"]["controls"]["circuit"]["kl_mean"] == pytest.approx(measured, rel=1e-5) != told["circuit"]["test"]["kl"]
+    assert shown["validation"]["size_curve"] != shown["test"]["size_curve"]
+    with ctrl_c(lambda step, facts: True):
+        assert nodesieve("evaluate", out, "--controls") == 130
+    assert f"stopped; what was measured is in {file}; the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -216,10 +292,13 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         (["discover", "--controller", "target_size", "--levels", "head,layer", "--force"], "steers the share of head_dim, mlp_neuron"),
         (["discover", "--keep", "0.1", "--levels", "mlp_neuron", "--force"], "which leave"),
         (["discover", "--resume", "nowhere"], "--resume expects the directory of an unfinished run"),
+        (["discover", "--resume", "nowhere", "--seed", "1"], "--resume expects no other option of the run"),
         (["evaluate", "nowhere"], "expected a run's directory"),
         (["nodes", "nowhere"], "expected a run's directory"),
         (["report"], "Missing argument"),
         (["check-model", "no/such-model-here"], "could not load"),
+        (["check-model", __file__], "expected a model directory or a .gguf file, got the file"),
+        (["check-model", str(Path(__file__).parent)], "expected a model directory with a config.json, found none in"),
         (["fly"], "No such command 'fly'"),
     ],
 )
@@ -364,9 +443,15 @@ def test_a_circuit_in_other_weights_is_measured_and_exported_with_a_word_about_i
     tiny_model("mixtral", vocabulary=len(loaded.tokenizer)).save_pretrained(tmp_path / "routed")
     loaded.tokenizer.save_pretrained(tmp_path / "routed")
     (tmp_path / "mib.json").unlink()
-    assert nodesieve("export", out, tmp_path / "mib.json", "--model", tmp_path / "routed") == 2
-    assert "expected a circuit of this model, which has" in capsys.readouterr().err
+    for command in (("export", out, tmp_path / "mib.json"), ("evaluate", out)):
+        assert nodesieve(*command, "--model", tmp_path / "routed") == 2
+        assert "expected a circuit of this model, which has" in capsys.readouterr().err
     assert not (tmp_path / "mib.json").exists()
+    tiny_model("gpt_neox", vocabulary=len(loaded.tokenizer)).save_pretrained(tmp_path / "parallel")
+    loaded.tokenizer.save_pretrained(tmp_path / "parallel")
+    for place, parallel in ((other, False), (tmp_path / "parallel", True)):
+        assert nodesieve("export", out, tmp_path / "mib.json", "--model", place) == 0
+        assert json.loads((tmp_path / "mib.json").read_text())["cfg"]["parallel_attn_mlp"] == parallel
 
 
 def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
