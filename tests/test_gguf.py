@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import nodesieve as ns
 from command_line import nodesieve
 from conftest import random_tokens, tiny_model
-from nodesieve.weights import CONVERSION
+from nodesieve.weights import CONVERSION, cache_directory
 
 BLOCK = {
     "self_attn.q_proj": "attn_q",
@@ -130,6 +130,16 @@ def test_a_damaged_gguf_file_is_refused_and_nothing_kept(
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_converted_is_kept_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODESIEVE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_directory() == Path.home() / ".cache" / "nodesieve"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory() == Path("/caches/nodesieve")
+    monkeypatch.setenv("NODESIEVE_CACHE", "/own")
+    assert cache_directory() == Path("/own")
 
 
 def test_where_nothing_can_be_kept_that_is_said(
