@@ -6,13 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from command_line import ctrl_c, few_prompts, nodesieve, quick_flags
 from nodesieve.console import ConsoleJournal
-from nodesieve.run import load_run
+from nodesieve.run import has_state, load_run
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
@@ -60,6 +61,19 @@ def test_ctrl_c_leaves_a_run_that_can_be_read_and_resumed(
     (out / "report.html").unlink()
     assert nodesieve("discover", "--resume", out) == 0  # as where it was stopped while that was drawn
     assert (out / "report.html").is_file()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def press(step: int, facts: Mapping[str, float]) -> bool:
+        return "kl" in facts
+
+    out = tmp_path / "run"
+    command = ["discover", "--model", model_directory, "--task", few_prompts(tmp_path), "--out", out, *quick_flags(method="multigranular")]
+    with ctrl_c(press), ctrl_c(press):
+        assert nodesieve(*command) == 130
+    assert capsys.readouterr().err.count("stopping after this step") == 1
+    assert not has_state(out)
+    assert nodesieve("discover", "--resume", out) == 0
 
 
 @pytest.mark.parametrize("phase", ["selecting", "polishing", "evaluating"])
