@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
@@ -162,6 +163,10 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
         (directory / "report.html").unlink()
     assert nodesieve("report", out, tmp_path / "copy") == 0
     assert all(f"<h1>{name}" in (out / "report.html").read_text() for name in ("run", "copy"))
+    with chdir(tmp_path / "copy"):
+        assert nodesieve("report", ".") == 0
+    assert "<h1>copy" in (tmp_path / "copy" / "report.html").read_text()
+    (tmp_path / "copy" / "report.html").unlink()
     assert not (tmp_path / "copy" / "report.html").exists()
     assert nodesieve("export", out, tmp_path / "mib.json") == 0
     assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
@@ -195,7 +200,7 @@ def test_a_model_that_fails_a_check_is_refused(model_directory: Path, capsys: py
     assert nodesieve("check-model", model_directory) == 2
     told = capsys.readouterr()
     assert "ok     one\nFAILED another: off by 3" in told.out
-    assert told.err == "nodesieve: 1 checks failed; this model cannot be used as it is\n"
+    assert told.err == "nodesieve: 1 check failed; this model cannot be used as it is\n"
 
 
 def test_nodes_of_all_levels_are_listed_and_those_that_were_not_scored_without_a_score(

@@ -18,11 +18,11 @@ import nodesieve as ns
 from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
-from nodesieve.compare import tables
 from nodesieve.config import make_config
 from nodesieve.levels import LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
+from nodesieve.report.tables import tables
 from nodesieve.stability import agreement, chance, consensus, consensus_run, jaccard
 
 NODES = NodeSpace(layers=2, heads=3, head_dim=4, neurons=10, width=6)

@@ -31,4 +31,4 @@ def command(model: str, revision: str | None, device: str, dtype: str, trust_rem
         print(f"{'ok    ' if check.passed else 'FAILED'} {check.name}{'' if check.passed else ': ' + check.detail}")
         failed += [] if check.passed else [check.name]
     if failed:
-        raise UserError(f"{len(failed)} checks failed; this model cannot be used as it is")
+        raise UserError(f"{len(failed)} {'check' if len(failed) == 1 else 'checks'} failed; this model cannot be used as it is")

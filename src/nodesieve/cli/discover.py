@@ -165,7 +165,7 @@ def _report(directory: Path, run: Run) -> Path:
     from nodesieve.report.page import render
     from nodesieve.run import REPORT
 
-    write_text(directory / REPORT, render([(directory.name, run)]))
+    write_text(directory / REPORT, render([(directory.resolve().name, run)]))
     return directory / REPORT
 
 

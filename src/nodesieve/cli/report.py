@@ -19,7 +19,7 @@ def command(directories: tuple[Path, ...], out: Path | None) -> None:
     from nodesieve.report.page import render
     from nodesieve.run import FILES, REPORT, load_run
 
-    page = render([(directory.name or str(directory), load_run(directory)) for directory in directories])
+    page = render([(directory.resolve().name, load_run(directory)) for directory in directories])
     target = out or directories[0] / REPORT
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"--out expects a file in a directory that exists, got {str(target)!r}")
