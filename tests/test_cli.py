@@ -163,11 +163,10 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
         (directory / "report.html").unlink()
     assert nodesieve("report", out, tmp_path / "copy") == 0
     assert all(f"<h1>{name}" in (out / "report.html").read_text() for name in ("run", "copy"))
+    assert not (tmp_path / "copy" / "report.html").exists()
     with chdir(tmp_path / "copy"):
         assert nodesieve("report", ".") == 0
     assert "<h1>copy" in (tmp_path / "copy" / "report.html").read_text()
-    (tmp_path / "copy" / "report.html").unlink()
-    assert not (tmp_path / "copy" / "report.html").exists()
     assert nodesieve("export", out, tmp_path / "mib.json") == 0
     assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
     capsys.readouterr()
