@@ -12,7 +12,7 @@ import yaml
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
-from nodesieve.config import BOTH, PENALTIES, PRICES, READ_BY, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.config import BOTH, METHOD_ROWS, PENALTIES, PRICES, READ, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
@@ -126,7 +126,7 @@ class Watched(DiscoverConfig):
     """Remembers which of its fields were read."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in READ_BY:
+        if name in READ:
             object.__getattribute__(self, "read").add(name)
         return object.__getattribute__(self, name)
 
@@ -140,13 +140,13 @@ def test_options_are_read_by_the_methods_that_are_said_to(method: MethodName) ->
         for name, value in {**{field.name: getattr(made, field.name) for field in fields(DiscoverConfig)}, "read": read}.items():
             object.__setattr__(config, name, value)
         METHODS[method](make_problem(), config, Journal())
-    assert read == {name for name, methods in READ_BY.items() if method in methods}
+    assert read == set(METHOD_ROWS[method].reads)
 
 
 def test_every_method_can_be_asked_for() -> None:
     hint = get_type_hints(DiscoverConfig)["method"]
     assert set(choices(hint)) == {"auto", *METHOD_NAMES}
-    assert set(METHODS) == set(METHOD_NAMES)
+    assert set(METHODS) == set(METHOD_ROWS) == set(METHOD_NAMES)
 
 
 def asked(problem: Problem, config: DiscoverConfig) -> Asked:

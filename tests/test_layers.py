@@ -16,7 +16,7 @@ ORDER = [
     "cli",
     "console",
     "report",
-    "checkpoint",
+    "export",
     "interop",
     "compare",
     "stability",

@@ -5,6 +5,7 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -45,7 +46,6 @@ PENALTIES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 6.0, "head_dim": 2.
 # The penalties of the sieve, which weighs levels against one another by them.
 PRICES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 2.0, "head_dim": 2.5, "mlp_output": 1.0}
 BOTH: PerLevel = {**PENALTIES, "head": 4.4, "head_dim": 2.8, "mlp_neuron": 2.5, "mlp_output": 1.35}  # of gates and of the rounds after them
-OWN_PENALTIES: dict[str, PerLevel] = {"sieve": PRICES, "hybrid": BOTH}
 PER_LEVEL = {
     "penalties": PENALTIES,
     "learning_rates": LEARNING_RATES,
@@ -61,26 +61,60 @@ DRAWN = ("train_size", "validation_size", "redraws")
 SEEDS = 2**31  # seeds are below this
 DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
-LEARNED_GATES: tuple[MethodName, ...] = ("multigranular", "coarse")
-SEARCHES: tuple[MethodName, ...] = ("hybrid", "sieve", *LEARNED_GATES)
-INSIDE: tuple[MethodName, ...] = ("hybrid", "sieve", "multigranular")  # these can search within a circuit
-SEEN: dict[str, tuple[str, ...]] = {  # levels, some of which these methods need, and no others of which they look at
-    "coarse": ("layer", "attention_block", "mlp_block", "head"),
-    "greedy": ("head", "mlp_block"),
-}
 STEERED = ("controller", "target_size", "repair_share")  # options of runs that learn gates to the end
 OF_GATES = (
     *("gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init", "log_alpha_spread", "warmup_steps"),
     *("drop_below", "validate_every"),
 )
-READ_BY: dict[str, tuple[MethodName, ...]] = {  # options that the other methods take no notice of
-    **dict.fromkeys(STEERED, LEARNED_GATES),
-    **dict.fromkeys(OF_GATES, ("hybrid", *LEARNED_GATES)),
-    **dict.fromkeys(("penalties", "task_weight", "task_margin"), SEARCHES),
-    "steps": (*SEARCHES, "nested"),
-    "gates_share": ("hybrid",),
-    "learning_rate_final": (*LEARNED_GATES, "nested"),
+OF_SEARCHES = ("penalties", "task_weight", "task_margin", "steps")
+OF_LEARNED_GATES = (*STEERED, *OF_GATES, *OF_SEARCHES, "learning_rate_final")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """What options mean to a method.
+
+    Attributes:
+        reads: those of the options in `READ`, which not every method takes notice of.
+        penalties: its own defaults.
+        sees: levels, some of which it needs, and no others of which it looks at.
+        inside: can it search within a circuit?
+        planned: can it plan for a time?
+    """
+
+    reads: tuple[str, ...] = ()
+    penalties: PerLevel = dataclasses.field(default_factory=lambda: PENALTIES)
+    sees: tuple[str, ...] = tuple(LEVELS)
+    inside: bool = False
+    planned: bool = False
+
+    @property
+    def steered(self) -> bool:
+        """Does it learn gates to the end, by a controller?"""
+        return set(STEERED) <= set(self.reads)
+
+
+METHOD_ROWS: dict[MethodName, MethodRow] = {
+    "hybrid": MethodRow(reads=(*OF_GATES, *OF_SEARCHES, "gates_share"), penalties=BOTH, inside=True),
+    "sieve": MethodRow(reads=OF_SEARCHES, penalties=PRICES, inside=True, planned=True),
+    "multigranular": MethodRow(reads=OF_LEARNED_GATES, inside=True),
+    "nested": MethodRow(reads=("steps", "learning_rate_final")),
+    "coarse": MethodRow(reads=OF_LEARNED_GATES, sees=("layer", "attention_block", "mlp_block", "head")),
+    "greedy": MethodRow(sees=("head", "mlp_block")),
+    "fisher": MethodRow(),
+    "gate_gradient": MethodRow(),
+    "gate_gradient_ig": MethodRow(),
+    "uniform_gradient": MethodRow(),
+    "activation_difference": MethodRow(),
+    "weight_magnitude": MethodRow(),
+    "random": MethodRow(),
 }
+READ = tuple(dict.fromkeys(name for row in METHOD_ROWS.values() for name in row.reads))
+
+
+def readers_of(option: str) -> list[str]:
+    """The methods that read one of `READ`."""
+    return [name for name, row in METHOD_ROWS.items() if option in row.reads]
 
 
 def _by_what_is_given(cls: type[_T]) -> type[_T]:
@@ -236,21 +270,24 @@ class DiscoverConfig:
     def _settle(self) -> DiscoverConfig:
         if self.method == "auto":
             object.__setattr__(self, "method", method_for(_set(self)))
-        if self.within is not None and self.method not in INSIDE:
-            raise ValueError(f"within expects method {', '.join(INSIDE)}, got {self.method}")
-        seen = SEEN.get(self.method, self.levels)
-        if not set(seen) & set(self.levels):
-            raise ValueError(f"method {self.method} expects levels with some of {', '.join(seen)}, got {', '.join(self.levels)}")
-        if self.max_minutes is not None and self.method != "sieve":
-            raise ValueError(f"max_minutes expects method sieve, which can plan for it, got {self.method}; set steps instead")
+        row = self.row
+        if self.within is not None and not row.inside:
+            inside = [name for name, other in METHOD_ROWS.items() if other.inside]
+            raise ValueError(f"within expects method {', '.join(inside)}, got {self.method}")
+        if not set(row.sees) & set(self.levels):
+            raise ValueError(f"method {self.method} expects levels with some of {', '.join(row.sees)}, got {', '.join(self.levels)}")
+        if self.max_minutes is not None and not row.planned:
+            planned = [name for name, other in METHOD_ROWS.items() if other.planned]
+            raise ValueError(f"max_minutes expects method {', '.join(planned)}, which can plan for it, got {self.method}; set steps instead")
         if self.controller != "target_size" and self.target_size is not None:
             raise ValueError(f"target_size expects controller target_size, got {self.controller}; for a size by any method, use keep")
-        if self.controller == "target_size" and self.target_size is None and self.method in LEARNED_GATES:
+        if self.controller == "target_size" and self.target_size is None and row.steered:
             object.__setattr__(self, "target_size", TARGET_SIZE if self.keep is None else self.keep)
-        if self.size is not None and self.keep is None and (self.method == "coarse" or not set(LEAVES) & set(self.levels)):
+        if self.size is not None and self.keep is None and not {*LEAVES} & {*row.sees} & {*self.levels}:
+            got = ", ".join(self.levels) if {*LEAVES} & {*row.sees} else f"method {self.method}"
             raise ValueError(
-                f"controller target_size steers the share of {', '.join(LEAVES)} and expects gates on some of them, got "
-                f"{'method coarse' if self.method == 'coarse' else ', '.join(self.levels)}; for a size by wholes, use keep"
+                f"controller target_size steers the share of {', '.join(LEAVES)} and expects gates on some of them, got {got}; for a size by wholes, "
+                "use keep"
             )
         if self.polish and self.size is not None:
             raise ValueError(
@@ -259,7 +296,7 @@ class DiscoverConfig:
             )
         if self.polish is None:
             object.__setattr__(self, "polish", self.size is None)
-        for name, usual in {**PER_LEVEL, "penalties": _penalties(self.method)}.items():
+        for name, usual in {**PER_LEVEL, "penalties": row.penalties}.items():
             object.__setattr__(self, name, {**usual, **getattr(self, name)})
         for name in ("penalties", "learning_rates"):
             below = [f"{level}={rate:g}" for level, rate in getattr(self, name).items() if rate < 0]
@@ -268,9 +305,15 @@ class DiscoverConfig:
         return self
 
     @property
+    def row(self) -> MethodRow:
+        """What options mean to the method."""
+        assert self.method != "auto"
+        return METHOD_ROWS[self.method]
+
+    @property
     def size(self) -> float | None:
         """The share of leaves to keep, where that is asked for instead of the KL budget."""
-        steered = self.controller == "target_size" and self.method in LEARNED_GATES
+        steered = self.controller == "target_size" and self.row.steered
         return self.target_size if self.keep is None and steered else self.keep
 
     def with_method(self, method: MethodName, *, seed: int) -> DiscoverConfig:
@@ -289,7 +332,7 @@ class DiscoverConfig:
             UserError: an option is unknown or does not fit the others.
         """
         own = self.to_dict()
-        own["penalties"] = {level: x for level, x in self.penalties.items() if x != _penalties(self.method)[level]}
+        own["penalties"] = {level: x for level, x in self.penalties.items() if x != self.row.penalties[level]}
         if options.get("controller", self.controller) != "target_size" or self.target_size == (self.keep or TARGET_SIZE):
             own["target_size"] = None
         if self.polish == (self.size is None):
@@ -302,7 +345,7 @@ class DiscoverConfig:
     @property
     def unread(self) -> tuple[str, ...]:
         """Options that are set though the method takes no notice of them."""
-        return tuple(name for name in _set(self) if self.method not in READ_BY[name])
+        return tuple(name for name in _set(self) if name not in self.row.reads)
 
     @property
     def drawn(self) -> tuple[str, ...]:
@@ -325,10 +368,6 @@ def names_in(value: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else map(str, value)))
 
 
-def _penalties(method: str) -> PerLevel:
-    return OWN_PENALTIES.get(method, PENALTIES)
-
-
 def method_for(options: Iterable[str]) -> MethodName:
     """The method that `auto` stands for where these options are set."""
     chosen = set(options)
@@ -337,7 +376,7 @@ def method_for(options: Iterable[str]) -> MethodName:
     return "multigranular" if chosen & {*STEERED, *OF_GATES} else "sieve"
 
 
-def _set(config: DiscoverConfig, names: Collection[str] = READ_BY) -> Iterator[str]:
+def _set(config: DiscoverConfig, names: Collection[str] = READ) -> Iterator[str]:
     """Those of the options that are not at their default."""
     for field in fields(DiscoverConfig):
         if field.name in names:

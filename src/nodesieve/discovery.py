@@ -17,7 +17,7 @@ import torch
 
 from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_parameters
-from nodesieve.config import READ_BY, SEEN, DiscoverConfig
+from nodesieve.config import DiscoverConfig, readers_of
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import SCORING, Journal, Stopped
@@ -172,7 +172,7 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
 def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:
     """Raise UserError where closing all gates that there are would leave more than is to be kept."""
     outer = problem.within or Circuit.whole(problem.nodes)
-    levels = [level for level in LEVELS if level in config.levels and level in SEEN.get(config.method, LEVELS)]
+    levels = [level for level in LEVELS if level in config.levels and level in config.row.sees]
     least = outer.without({level: outer.masks[level].nonzero() for level in levels}).size
     if least > size:
         raise UserError(
@@ -275,6 +275,6 @@ def _examples_in_words(problem: Problem, task: Task) -> Iterator[str]:
 
 def _unread(config: DiscoverConfig, task: Task) -> Iterator[str]:
     for name in config.unread:
-        yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(READ_BY[name])}"
+        yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(readers_of(name))}"
     if task.source not in BUILTINS:
         yield from (f"--{name.replace('_', '-')} has no effect on prompts of one's own" for name in config.drawn)

@@ -66,8 +66,8 @@ def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> 
 
 def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
     from nodesieve.ablations import ABLATIONS
-    from nodesieve.checkpoint import export
     from nodesieve.evaluation import problem_of
+    from nodesieve.export import export
     from nodesieve.run import DESCRIPTION
     from nodesieve.tasks.load import task_of
 

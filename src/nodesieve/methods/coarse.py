@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nodesieve.config import SEEN, DiscoverConfig
+from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal
 from nodesieve.methods.multigranular import multigranular
 from nodesieve.problem import Problem
@@ -13,5 +13,5 @@ from nodesieve.scores import Scores
 
 def coarse(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Learn log_alpha for those of `config.levels` that are no finer than heads and MLP blocks."""
-    levels = tuple(level for level in config.levels if level in SEEN["coarse"])
+    levels = tuple(level for level in config.levels if level in config.row.sees)
     return multigranular(problem, replace(config, levels=levels), journal)

@@ -22,7 +22,7 @@ from torch import Tensor
 from nodesieve.ablations import Activations, Corrupted
 from nodesieve.batches import Batch
 from nodesieve.circuit import Circuit
-from nodesieve.config import SEEN, DiscoverConfig
+from nodesieve.config import DiscoverConfig
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import LevelTensors
@@ -144,7 +144,7 @@ class _Search:
                 values["mlp_block"][layer] = number
             else:
                 values["head"][layer, head] = number
-        return Scores(values=values, nodes=self.nodes, levels=tuple(level for level in SEEN["greedy"] if level in self.config.levels))
+        return Scores(values=values, nodes=self.nodes, levels=tuple(level for level in self.config.row.sees if level in self.config.levels))
 
     def state(self) -> State:
         numbers = {"place": self.place, "tolerance": self.tolerance, "kl": self.kl, "seconds": self.seconds, "left": self.left, "gone": self.gone}

@@ -39,7 +39,7 @@ from nodesieve.shrink import Shrunk
 
 CLAMP = 6.0  # |log_alpha| stays below this, so that a closed gate can come back
 LOOK = 256  # validation examples at most for a look during the run; a few hard words make fewer misleading
-CHECKPOINT_EVERY = 50
+SAVE_EVERY = 50
 DROP_EVERY = 20
 
 
@@ -105,7 +105,7 @@ def multigranular(problem: Problem, config: DiscoverConfig, journal: Journal, *,
         row |= {} if validation is None else {"validation": validation}
         journal.log(row)
         journal.progress(run.step, config.steps, kl=kl.item(), **row["open"])
-        if journal.stopping or run.step % CHECKPOINT_EVERY == 0:
+        if journal.stopping or run.step % SAVE_EVERY == 0:
             journal.save(run.state())
         if journal.stopping:
             raise Stopped(run.scores())

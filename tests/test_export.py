@@ -11,12 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from command_line import nodesieve, quick_flags
 from conftest import random_tokens, tiny_model, word_tokenizer
-from nodesieve import checkpoint
 from nodesieve.ablations import Activations
 from nodesieve.architectures import locate
-from nodesieve.checkpoint import without_closed
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
+from nodesieve.export import without_closed
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
@@ -164,7 +163,7 @@ def test_a_circuit_beside_corrupted_prompts_needs_constants(
     assert nodesieve("discover", "--model", model_directory, "--out", run, "--method", "random", "--keep", "0.2", *quick_flags()) == 0
     assert export(run, out) == 2
     assert f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {run}" in capsys.readouterr().err
-    monkeypatch.setattr(checkpoint, "without_closed", lambda model, *_: model.model)
+    monkeypatch.setattr("nodesieve.export.without_closed", lambda model, *_: model.model)
     assert export(run, out, "--ablation", "zero") == 2
     assert "expected the checkpoint to say what the gated model does" in capsys.readouterr().err
     assert list(tmp_path.glob("*circuit*")) == []  # nothing, half of nothing neither
