@@ -138,6 +138,7 @@ def test_a_run_becomes_a_checkpoint_that_needs_nothing_of_ours(
     assert export(run, out) == 0
     told = capsys.readouterr()
     assert told.out.strip() == str(out)
+    assert nodesieve("check-model", out) == 0
     alone, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     original = AutoModelForCausalLM.from_pretrained(model_directory)
     fewer, before = (sum(parameter.numel() for parameter in model.parameters()) for model in (alone, original))

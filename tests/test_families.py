@@ -217,7 +217,22 @@ def test_what_any_layer_adds_beside_its_two_writes_is_noticed() -> None:
     for module in (last.attention_write, last.mlp_projection):
         assert module is not None
         nn.init.zeros_(module.get_parameter("weight"))
-    assert added not in [check.name for check in verify(gated) if not check.passed]  # a layer that writes nothing is no harm
+    assert [check.name for check in verify(gated) if not check.passed] == []  # a layer that writes nothing is no harm
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_where_nothing_of_a_level_is_left_its_gates_need_do_nothing(name: str) -> None:
+    gated = GatedModel(tiny_model(name))
+    for places in gated.architecture.places:
+        assert places.mlp_projection is not None
+        nn.init.zeros_(places.mlp_projection.get_parameter("weight"))
+    checks = list(verify(gated))
+    assert [check.name for check in checks if not check.passed] == []
+    assert [check.name for check in checks if "none of them does anything" in check.name] == [
+        f"closing one {level} changes the logits (not checked: none of them does anything)" for level in ("mlp_neuron", "mlp_output")
+    ]
+    nn.init.ones_(gated.architecture.places[1].mlp_projection.get_parameter("weight")[:, :1])  # type: ignore[union-attr]
+    assert any(check.name.startswith("closing one mlp_neuron (mlp_neuron.1.") and check.passed for check in verify(gated))
 
 
 def test_layers_that_are_one_module_are_refused() -> None:

@@ -3,6 +3,7 @@
 Open gates give the original logits bit for bit; closing everything, the embedding too, gives the corrupted run's; padding in front of a prompt
 changes nothing; the two writes of a layer are what it adds to the residual stream; closing all leaves of the blocks closes the blocks; closing one
 node of each fine level changes the logits; a closed layer under zero ablation is a skipped layer; gradients reach every gate; no hook is left.
+Where nothing of a layer is left, as in checkpoints of circuits, its gates need do nothing.
 
 `gate` is how a model is taken into use: one of a known family after the first checks, any other only if a reading of its structure passes
 all of them.
@@ -11,14 +12,14 @@ all of them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from nodesieve.ablations import Activations, Routed
@@ -26,7 +27,7 @@ from nodesieve.architectures import guess, is_known, unknown_family
 from nodesieve.batches import Tokens
 from nodesieve.errors import Trying, UnknownFamilyWarning, UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.levels import LEVELS
+from nodesieve.levels import LEVELS, above
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 PLACE_OF = {"head": "heads", "head_dim": "heads", "mlp_neuron": "neurons", "expert": "experts", "mlp_output": "mlp_write"}
 LENGTH, PADS = 8, 3  # of prompts of random tokens, and in front of them
 TINY = 1e-30
+PROJECTION_OF = {"heads": "attention_projection", "neurons": "mlp_projection"}
+WRITE_OF = {"attention_block": "attention_write", "mlp_block": "mlp_write"}
 BLOCK_OF = {("head_dim",): "attention_block", ("mlp_neuron", "expert"): "mlp_block"}
 
 
@@ -102,10 +105,14 @@ def verify(model: GatedModel) -> Iterator[Check]:
         yield _padding_is_nothing(model, clean)
         yield _writes_add_up(model, clean)
         own = model.record(clean)
+        alive = {block: _differing(getattr(own, write), getattr(ablation, write)) for block, write in WRITE_OF.items()}
         for level, place in PLACE_OF.items():
             if level not in model.nodes.levels:
                 continue
-            index = _largest_difference(own, ablation, place, model.nodes.shape(level))
+            index = _largest_difference(model, own, ablation, place, model.nodes.shape(level))
+            if index is None:
+                yield Check(name=f"closing one {level} changes the logits (not checked: none of them does anything)", passed=True)
+                continue
             gates = {**opened, level: opened[level].clone()}
             gates[level][index] = 0
             changed = model.gated_logits(clean, gates, ablation)
@@ -135,7 +142,11 @@ def verify(model: GatedModel) -> Iterator[Check]:
     model.gated_logits(clean, half, ablation).square().sum().backward()  # type: ignore[no-untyped-call]
     for level in model.nodes.levels:
         gradient = half[level].grad
-        reached = gradient is not None and bool(torch.isfinite(gradient).all()) and _in_every_layer(gradient != 0, model.nodes.present(level))
+        there = model.nodes.present(level)
+        if level != "embedding":
+            does = torch.stack([alive[block] for block in WRITE_OF if level == "layer" or block in (level, *above(level))]).any(0)
+            there &= does.reshape(-1, *[1] * (there.dim() - 1))
+        reached = gradient is not None and bool(torch.isfinite(gradient).all()) and _in_every_layer(gradient != 0, there)
         yield Check(name=f"gradients reach {level}", passed=reached, detail="the gradient is missing, zero or not finite")
     yield Check(name="no hook is left behind", passed=_hooks(model) == hooks_before, detail="the model has more hooks than before")
 
@@ -152,14 +163,26 @@ def _random_tokens(vocabulary: int, generator: torch.Generator, device: torch.de
     return Tokens(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def _largest_difference(own: Activations, ablation: Activations, place: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The node of a level whose activation differs most from its ablation value at the last position."""
+def _differing(own: Mapping[int, Tensor], ablation: Mapping[int, Tensor]) -> Tensor:
+    """In which layers a write is not the same for both prompts, (L,): a layer of which nothing is left writes what it always does."""
+    return torch.tensor([bool((own[layer] != ablation[layer]).any()) for layer in sorted(own)])
+
+
+def _largest_difference(model: GatedModel, own: Activations, ablation: Activations, place: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The node of a level whose activation differs most from its ablation value at the last position, of those that the projection behind them
+    heeds, more or less; None where none does."""
     by_layer: dict[int, Tensor] = {}
     for layer, x in getattr(own, place).items():
         a = getattr(ablation, place)[layer]
         x, a = (value.dense() if isinstance(value, Routed) else value for value in (x, a))
-        by_layer[layer] = (x - a)[:, -1].abs().amax(0).reshape(*shape[1:], -1).amax(-1)
+        difference = (x - a)[:, -1].abs().amax(0)
+        projection = getattr(model.architecture.places[layer], PROJECTION_OF[place]) if place in PROJECTION_OF else None
+        if projection is not None:
+            difference = difference * projection.weight.norm(dim=0 if isinstance(projection, nn.Linear) else 1)
+        by_layer[layer] = difference.reshape(*shape[1:], -1).amax(-1)
     layer = max(by_layer, key=lambda layer: float(by_layer[layer].max()))
+    if not by_layer[layer].any():
+        return None
     return (layer, *(int(i) for i in torch.unravel_index(by_layer[layer].argmax(), shape[1:])))
 
 
