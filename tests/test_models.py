@@ -64,6 +64,7 @@ def test_a_model_in_memory_is_taken_as_it_is(model_directory: Path, tmp_path: Pa
         ({"name": torch.nn.Linear(2, 2)}, "expected a model's name, or a causal LM of transformers, got Linear"),
         ({"name": tiny_model("llama").base_model}, "expected a model's name, or a causal LM of transformers, got LlamaModel"),
         ({"name": tiny_model("llama").double()}, "expected weights of one dtype of float32, bfloat16, float16, got float64"),
+        ({"name": tiny_model("llama").to("meta")}, "expected weights on one device, got meta"),
         ({"name": "smollm2-135m"}, "expected no tokenizer, since 'smollm2-135m' brings its own"),
         ({"name": "smollm2-135m", "dtype": "int8"}, "expected a dtype of float32, bfloat16, float16, got 'int8'"),
     ],

@@ -96,6 +96,9 @@ def _in_memory(model: Any, tokenizer: Any) -> LoadedModel:
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     if len(dtypes) != 1 or not dtypes <= {*DTYPES}:
         raise UserError(f"expected weights of one dtype of {', '.join(DTYPES)}, got {', '.join(sorted(dtypes))}")
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) != 1 or devices == {"meta"}:
+        raise UserError(f"expected weights on one device, got {', '.join(sorted(devices))}; load the model without device_map, or on fewer")
     name, commit = model.config._name_or_path or IN_MEMORY, getattr(model.config, "_commit_hash", None)
     refuse_infinite(model, name)
     model = model.eval().requires_grad_(False)
