@@ -48,6 +48,10 @@ def test_a_model_in_memory_is_taken_as_it_is(model_directory: Path, tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.bfloat16).train()
     loaded = ns.load_model(model, AutoTokenizer.from_pretrained(model_directory))
     assert loaded.model is model
+    model.config._commit_hash = "c0ffee"
+    assert ns.load_model(model, loaded.tokenizer).asked is None  # of a directory there is one version only
+    model.config._name_or_path = "org/model"
+    assert ns.load_model(model, loaded.tokenizer).asked == "c0ffee"
     assert not model.training
     assert loaded.fingerprint == ns.load_model(model_directory, dtype=torch.bfloat16, device=torch.device("cpu")).fingerprint
     run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random"}))

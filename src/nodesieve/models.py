@@ -102,7 +102,8 @@ def _in_memory(model: Any, tokenizer: Any) -> LoadedModel:
     name, commit = model.config._name_or_path or IN_MEMORY, getattr(model.config, "_commit_hash", None)
     refuse_infinite(model, name)
     model = model.eval().requires_grad_(False)
-    return LoadedModel(id=name, revision=commit, model=model, tokenizer=tokenizer, asked=commit)
+    asked = None if Path(name).exists() else commit  # of a directory there is one version only
+    return LoadedModel(id=name, revision=commit, model=model, tokenizer=tokenizer, asked=asked)
 
 
 def model_of(config: DiscoverConfig, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
