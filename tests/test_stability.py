@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,12 @@ import nodesieve as ns
 from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
-from nodesieve.config import make_config
+from nodesieve.config import SEEDS, make_config
 from nodesieve.levels import LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
 from nodesieve.report.tables import tables
-from nodesieve.stability import agreement, chance, consensus, consensus_run, jaccard
+from nodesieve.stability import agreement, chance, consensus, consensus_run, jaccard, repeat
 
 NODES = NodeSpace(layers=2, heads=3, head_dim=4, neurons=10, width=6)
 
@@ -296,3 +297,13 @@ def test_a_stopped_comparison_goes_on(model_directory: Path, tmp_path: Path, num
 def history(run: Path) -> list[dict[str, Any]]:
     file = run / "history.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def test_after_the_last_seed_comes_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("nodesieve.stability.refuse_changed_weights", lambda *_, **__: None)
+    monkeypatch.setattr("nodesieve.stability.load_run", lambda place: place)
+    monkeypatch.setattr("nodesieve.stability.ensure_run", lambda place, config, **_: asked.append((place.name, config.seed, config.seed_of_data)))
+    last = SEEDS - 1
+    repeat(SimpleNamespace(config=make_config({"seed": last})), tmp_path, count=2)  # type: ignore[arg-type]
+    assert asked == [("seed-0", 0, last), ("seed-1", 1, last)]
