@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nodesieve.errors import UserError
 from nodesieve.families import FAMILIES, Family
@@ -268,3 +268,9 @@ def in_out(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a projection: `nn.Linear` stores (out, in), GPT-2's Conv1D (in, out)."""
     rows, columns = module.weight.shape  # type: ignore[misc]
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+
+
+def as_linear(module: nn.Module) -> Tensor:
+    """A projection's weight as (outputs, inputs), however it is stored."""
+    weight = module.get_parameter("weight")
+    return weight if isinstance(module, nn.Linear) else weight.T

@@ -24,7 +24,7 @@ from nodesieve.journal import SCORING, Journal, Stopped
 from nodesieve.levels import LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.metrics import in_percent
-from nodesieve.models import DTYPES, LoadedModel, device_name
+from nodesieve.models import DTYPES, LoadedModel, device_name, dtype_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
 from nodesieve.run import Run, counted, describe, load_run, refuse_other_examples
@@ -151,7 +151,7 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
         if not isinstance(given, kind):
             raise UserError(f"discover expects {what}, got {type(given).__name__}")
     drawn: dict[str, Any] = {name: value for name, value in task.drawn.items() if name != "data_seed" or value != config.seed_of_data}
-    dtype: Any = str(loaded.model.dtype).removeprefix("torch.")
+    dtype: Any = dtype_name(loaded.model.dtype)
     names: dict[str, Any] = {"model": loaded.id, "revision": loaded.asked, "dtype": dtype if dtype in DTYPES else config.dtype}
     return replace(config, task=task.source or task.name, **names, **drawn)
 

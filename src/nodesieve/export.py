@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nodesieve.ablations import Activations, Routed, doubled
-from nodesieve.architectures import Architecture, LayerPlaces, locate
+from nodesieve.architectures import Architecture, LayerPlaces, as_linear, locate
 from nodesieve.batches import Tokens
 from nodesieve.circuit import Circuit
 from nodesieve.errors import Trying, UserError
@@ -143,7 +143,7 @@ def _fold(architecture: Architecture, at: PlaceGates, held: Activations) -> None
 
 def _fold_projection(projection: nn.Module, live: Tensor, held: Tensor) -> None:
     """Entries of the projection's input (N,) that are closed, and what they hold."""
-    weight = _out_in(projection)
+    weight = as_linear(projection)
     _add_bias(projection, doubled(weight[:, ~live]) @ doubled(held[~live]))
     weight[:, ~live] = 0
 
@@ -153,7 +153,7 @@ def _close_write(write: nn.Module, projection: nn.Module, live: Tensor, held: Te
     if bool(live.all()):
         return
     if any(module is projection for module in write.modules()):  # itself, or the MLP that ends with it
-        _out_in(projection)[~live] = 0
+        as_linear(projection)[~live] = 0
         bias = projection._parameters.get("bias")
         if bias is not None:
             bias[~live] = 0
@@ -192,12 +192,6 @@ def _add_bias(projection: nn.Module, x: Tensor) -> None:
         bias.add_(x.to(bias))
     elif bool(x.any()):
         raise _NoBias(f"a {type(projection).__name__}")
-
-
-def _out_in(projection: nn.Module) -> Tensor:
-    """Its weight, (out, in)."""
-    weight = projection.get_parameter("weight")
-    return weight if isinstance(projection, nn.Linear) else weight.T
 
 
 def _with_biases(model: PreTrainedModel) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def alone_in(directory: Path) -> Iterator[None]:
     Raises:
         UserError: another process is, or the directory cannot be made or written.
     """
-    made, lock = [path for path in (directory, *directory.parents) if not path.exists()], FileLock(directory / LOCK)
+    made, lock = absent(directory), FileLock(directory / LOCK)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with suppress(NotImplementedError):  # a file system without locks
@@ -79,6 +79,16 @@ def alone_in(directory: Path) -> Iterator[None]:
         if lock.is_locked:
             (directory / LOCK).unlink(missing_ok=True)
             lock.release()
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()  # if nothing is in it
+        remove_empty(made)
+
+
+def absent(directory: Path) -> list[Path]:
+    """Of a directory and those that it lies in, those that are to be made, the innermost first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """One after another, as long as nothing is in them."""
+    with suppress(OSError):
+        for directory in directories:
+            directory.rmdir()

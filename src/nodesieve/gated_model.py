@@ -29,6 +29,7 @@ from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
 from nodesieve.lockstep import Entered, Lockstep
+from nodesieve.models import dtype_name
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start, reads_alike
 from nodesieve.shrink import Cutter, Shrunk, find_cutter
@@ -339,7 +340,7 @@ class GatedModel:
         """Elsewhere NaN stands for what an example has not, and means leave it out."""
         most = float(logits.detach().amax())
         if not most < math.inf:
-            dtype = str(self.model.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.model.dtype)
             raise UserError(f"expected numbers as logits, got {most:g} in {dtype}: are they too large for it? Use bfloat16 or float32 (--dtype)")
 
     def _forward(self, tokens: Tokens, positions: slice, prefix: Prefix | None, *, logits_to_keep: int | Tensor) -> Tensor:

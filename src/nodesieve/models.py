@@ -68,7 +68,7 @@ def load_model(
     Raises:
         UserError: the model cannot be found, read or used.
     """
-    dtype, device = str(dtype).removeprefix("torch."), str(device)
+    dtype, device = dtype_name(dtype), str(device)
     if dtype not in DTYPES:
         raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     if not isinstance(name, str | Path):
@@ -93,7 +93,7 @@ def _in_memory(model: Any, tokenizer: Any) -> LoadedModel:
         raise UserError(f"expected a model's name, or a causal LM of transformers, got {type(model).__name__}{hint}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"expected the tokenizer of a model in memory beside it, got {type(tokenizer).__name__}")
-    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    dtypes = {dtype_name(parameter.dtype) for parameter in model.parameters()}
     if len(dtypes) != 1 or not dtypes <= {*DTYPES}:
         raise UserError(f"expected weights of one dtype of {', '.join(DTYPES)}, got {', '.join(sorted(dtypes))}")
     devices = {str(parameter.device) for parameter in model.parameters()}
@@ -127,6 +127,11 @@ def _digest(parameter: torch.Tensor) -> str:
     for some in parameter.detach().flatten().split(AT_ONCE):  # type: ignore[no-untyped-call]
         found.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy())
     return found.hexdigest()
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """As options and files have it, such as `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def pick_device(device: str) -> torch.device:

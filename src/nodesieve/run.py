@@ -118,6 +118,11 @@ def file_of_a_run(directory: Path) -> str | None:
     return next((name for name in (METRICS, DESCRIPTION, *STATES.values(), CONFIG) if (directory / name).exists()), None)
 
 
+def is_of_a_run(path: Path, directory: Path) -> bool:
+    """Is it a file of a run there?"""
+    return path.resolve() in {(directory / name).resolve() for name in FILES}
+
+
 def has_state(directory: Path) -> bool:
     """Is there something that an unfinished run can go on from?"""
     return any((directory / name).is_file() for name in STATES.values())

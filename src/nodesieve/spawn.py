@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
-from nodesieve.files import alone_in, read_json
+from nodesieve.files import absent, alone_in, read_json, remove_empty
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, has_state, is_finished, load_run, read_config, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
@@ -31,7 +31,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if is_finished(directory):
         return
     flags = ["--quiet"] if quiet else []
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    made = absent(directory)
     if has_state(directory):
         flags += ["--resume", str(directory)]
     else:
@@ -46,9 +46,7 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
         with suppress(UserError), alone_in(directory):  # unless another process makes this very run
             if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
                 (directory / CONFIG).unlink(missing_ok=True)
-        with suppress(OSError):
-            for path in made or [directory]:
-                path.rmdir()  # if nothing is in it
+        remove_empty(made or [directory])
         raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
 
 

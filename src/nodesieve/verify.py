@@ -19,15 +19,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nodesieve.ablations import Activations, Routed
-from nodesieve.architectures import guess, is_known, unknown_family
+from nodesieve.architectures import as_linear, guess, is_known, unknown_family
 from nodesieve.batches import Tokens
 from nodesieve.errors import Trying, UnknownFamilyWarning, UserError
 from nodesieve.gated_model import GatedModel
-from nodesieve.levels import LEVELS, above
+from nodesieve.levels import LEVELS, nearest
+from nodesieve.nodes import up_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +107,7 @@ def verify(model: GatedModel) -> Iterator[Check]:
         yield _writes_add_up(model, clean)
         own = model.record(clean)
         alive = {block: _differing(getattr(own, write), getattr(ablation, write)) for block, write in WRITE_OF.items()}
+        alive["layer"] = torch.stack(list(alive.values())).any(0)
         for level, place in PLACE_OF.items():
             if level not in model.nodes.levels:
                 continue
@@ -142,10 +144,9 @@ def verify(model: GatedModel) -> Iterator[Check]:
     model.gated_logits(clean, half, ablation).square().sum().backward()  # type: ignore[no-untyped-call]
     for level in model.nodes.levels:
         gradient = half[level].grad
-        there = model.nodes.present(level)
-        if level != "embedding":
-            does = torch.stack([alive[block] for block in WRITE_OF if level == "layer" or block in (level, *above(level))]).any(0)
-            there &= does.reshape(-1, *[1] * (there.dim() - 1))
+        there, upon = model.nodes.present(level), nearest(level, alive)
+        if upon is not None:
+            there &= up_to(there, alive[upon])
         reached = gradient is not None and bool(torch.isfinite(gradient).all()) and _in_every_layer(gradient != 0, there)
         yield Check(name=f"gradients reach {level}", passed=reached, detail="the gradient is missing, zero or not finite")
     yield Check(name="no hook is left behind", passed=_hooks(model) == hooks_before, detail="the model has more hooks than before")
@@ -178,7 +179,7 @@ def _largest_difference(model: GatedModel, own: Activations, ablation: Activatio
         difference = (x - a)[:, -1].abs().amax(0)
         projection = getattr(model.architecture.places[layer], PROJECTION_OF[place]) if place in PROJECTION_OF else None
         if projection is not None:
-            difference = difference * projection.weight.norm(dim=0 if isinstance(projection, nn.Linear) else 1)
+            difference = difference * as_linear(projection).norm(dim=0)
         by_layer[layer] = difference.reshape(*shape[1:], -1).amax(-1)
     layer = max(by_layer, key=lambda layer: float(by_layer[layer].max()))
     if not by_layer[layer].any():

@@ -36,7 +36,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
     hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
     heads and MLPs with scores.
     """
-    from nodesieve.run import FILES, load_run
+    from nodesieve.run import is_of_a_run, load_run
 
     run = load_run(directory)
     if kind == "hf":
@@ -44,7 +44,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
     elif ablation is not None:
         raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
     else:
-        if out.resolve() in {(directory / name).resolve() for name in FILES}:
+        if is_of_a_run(out, directory):
             raise UserError(f"OUT expects another file than the run's own, got {str(out)!r}")
         _mib(run, out, model=model, trust_remote_code=trust_remote_code)
     print(out)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nodesieve.ablations import Routed
+from nodesieve.architectures import as_linear
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
@@ -75,9 +76,9 @@ def _norms(problem: Problem) -> LevelTensors:
     nodes = problem.nodes
     norms = {level: torch.zeros(nodes.shape(level)) for level in LEVELS}
     for layer, places in enumerate(problem.model.architecture.places):
-        norms["head_dim"][layer] = _as_linear(places.attention_projection).norm(dim=0).reshape(nodes.heads, nodes.head_dim)
+        norms["head_dim"][layer] = _on_cpu(places.attention_projection).norm(dim=0).reshape(nodes.heads, nodes.head_dim)
         if places.mlp_projection is not None:
-            weight = _as_linear(places.mlp_projection)
+            weight = _on_cpu(places.mlp_projection)
             norms["mlp_neuron"][layer], norms["mlp_output"][layer] = weight.norm(dim=0), weight.norm(dim=1)
         if places.experts is not None:
             stacked = places.experts.get_parameter("down_proj").detach().float().cpu()  # (E, D, I)
@@ -85,10 +86,9 @@ def _norms(problem: Problem) -> LevelTensors:
     return norms
 
 
-def _as_linear(module: nn.Module) -> Tensor:
-    """A projection's weight as (outputs, inputs): GPT-2's Conv1D stores the reverse."""
-    weight = module.get_parameter("weight").detach().float().cpu()
-    return weight if isinstance(module, nn.Linear) else weight.T
+def _on_cpu(projection: nn.Module) -> Tensor:
+    """Its weight, (outputs, inputs), in float32."""
+    return as_linear(projection).detach().float().cpu()
 
 
 def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> Scores:
