@@ -66,3 +66,11 @@ def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConsoleJournal, "progress", progress)
         yield
+
+
+def prompts_of_names(file: Path, *, first: int = 0) -> Path:
+    """A file of 40 prompts without splits."""
+    pairs = list(pairwise(NAMES[first : first + 41]))
+    rows = [{"clean": f"{a} and {b} went", "corrupted": f"{b} and {a} went", "answers": f" {a}", "distractors": f" {b}"} for a, b in pairs]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file

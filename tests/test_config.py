@@ -12,10 +12,11 @@ import yaml
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
-from nodesieve.config import BOTH, METHOD_ROWS, PENALTIES, PRICES, READ, TARGET_SIZE, DiscoverConfig, MethodName, choices, make_config
+from nodesieve.config import TARGET_SIZE, DiscoverConfig, choices, make_config
 from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
+from nodesieve.method_rows import BOTH, METHOD_ROWS, PENALTIES, PRICES, READ, MethodName
 from nodesieve.methods import METHODS
 from nodesieve.methods.asking import Asked, ask
 from nodesieve.problem import Problem

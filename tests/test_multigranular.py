@@ -7,8 +7,9 @@ import torch
 
 import nodesieve as ns
 from command_line import FEW, QUICK
-from nodesieve.config import LEARNING_RATES, LOG_ALPHA_INIT, PENALTIES, make_config
+from nodesieve.config import make_config
 from nodesieve.levels import LEVELS
+from nodesieve.method_rows import LEARNING_RATES, LOG_ALPHA_INIT, PENALTIES
 from nodesieve.methods.multigranular import _Run
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem

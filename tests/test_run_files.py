@@ -80,12 +80,14 @@ def test_all_files_of_a_run_are_as_readable_as_its_text(finished: Path, tmp_path
 def test_a_run_is_not_saved_over_another_unless_that_is_said(finished: Path, tmp_path: Path) -> None:
     run, out = ns.load_run(finished), tmp_path / "run"
     run.save(out)
-    (out / "report.html").write_text("of what was here")
+    told = ("report.html", "size_curve.json", "stability.json")
+    for name in told:
+        (out / name).write_text("of what was here")
     with pytest.raises(ns.UserError, match=r"already holds a run .metrics.json.; choose another directory, or save with overwrite=True"):
         run.save(out)
-    assert (out / "report.html").is_file()
+    assert all((out / name).is_file() for name in told)
     run.save(out, overwrite=True)
-    assert not (out / "report.html").exists()
+    assert not any((out / name).exists() for name in told)
     with pytest.raises(ns.UserError, match="expected a directory that can be made"):
         run.save(out / "metrics.json")
 

@@ -16,11 +16,12 @@ import nodesieve as ns
 from command_line import FEW, QUICK, nodesieve
 from conftest import FAMILIES_IN_DEPTH, tiny_model, word_tokenizer
 from nodesieve import config, metrics, models
-from nodesieve.config import MethodName, make_config
+from nodesieve.config import make_config
 from nodesieve.discovery import Interrupted
 from nodesieve.errors import UserError
 from nodesieve.evaluation import ablated_circuit
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.method_rows import MethodName
 from nodesieve.methods import METHODS
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.problem import make_problem

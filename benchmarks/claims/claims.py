@@ -34,14 +34,14 @@ import yaml
 from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
-from nodesieve.compare import CURVE, row
+from nodesieve.compare import row
 from nodesieve.controls import controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
 from nodesieve.levels import LEAVES
 from nodesieve.models import model_of
-from nodesieve.run import Run, has_state, is_finished
+from nodesieve.run import CURVE, Run, has_state, is_finished
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent

@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodesieve.config import DiscoverConfig, MethodName
+from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
+from nodesieve.method_rows import MethodName
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import Run, load_run, weights_of
+from nodesieve.run import CURVE, Run, load_run, weights_of
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
 from nodesieve.tasks.load import task_of
 
-COMPARISON, CURVE = "compare.json", "size_curve.json"
+COMPARISON = "compare.json"
 
 
 def compare(

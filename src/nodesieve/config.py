@@ -5,9 +5,8 @@ Imports no torch, so that `nodesieve --help` is quick. A run is repeated by `nod
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal, TypeVar, get_args
 
@@ -16,43 +15,13 @@ from pydantic.dataclasses import dataclass
 
 from nodesieve.errors import UserError
 from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
+from nodesieve.method_rows import METHOD_ROWS, PER_LEVEL, READ, MethodName, MethodRow, PerLevel, method_for
 
 _T = TypeVar("_T")
-PerLevel = dict[str, float]
 ControllerName = Literal["kl_budget", "fixed", "target_size"]
-MethodName = Literal[
-    "hybrid",
-    "sieve",
-    "multigranular",
-    "nested",
-    "coarse",
-    "greedy",
-    "fisher",
-    "gate_gradient",
-    "gate_gradient_ig",
-    "uniform_gradient",
-    "activation_difference",
-    "weight_magnitude",
-    "random",
-]
 AblationName = Literal["counterfactual", "mean", "zero"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 EXTRA_METRICS = ("prob_diff", "cutoff_sharpness")
-
-LEARNING_RATES: PerLevel = dict.fromkeys(LEVELS, 0.05)
-LOG_ALPHA_INIT: PerLevel = dict.fromkeys(LEVELS, 3.0)
-LOG_ALPHA_SPREAD: PerLevel = {**dict.fromkeys(LEVELS, 0.0), "head": 2.5, "head_dim": 3.0, "mlp_neuron": 3.5, "expert": 2.5, "mlp_output": 3.5}
-PENALTIES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 6.0, "head_dim": 2.0, "mlp_neuron": 3.2, "mlp_output": 0.75}
-# The penalties of the sieve, which weighs levels against one another by them.
-PRICES: PerLevel = {**dict.fromkeys(LEVELS, 1.5), "head": 2.0, "head_dim": 2.5, "mlp_output": 1.0}
-BOTH: PerLevel = {**PENALTIES, "head": 4.4, "head_dim": 2.8, "mlp_neuron": 2.5, "mlp_output": 1.35}  # of gates and of the rounds after them
-PER_LEVEL = {
-    "penalties": PENALTIES,
-    "learning_rates": LEARNING_RATES,
-    "log_alpha_init": LOG_ALPHA_INIT,
-    "log_alpha_spread": LOG_ALPHA_SPREAD,
-}
-
 
 FINE_BUDGET = 0.02  # nats: below this, what bfloat16 rounds away matters; SmolLM2's own KL from its copy is 0.001 to 0.002
 TRAIN_SIZE, VALIDATION_SIZE, REDRAWS = 512, 512, 15  # of built-in tasks
@@ -61,60 +30,6 @@ DRAWN = ("train_size", "validation_size", "redraws")
 SEEDS = 2**31  # seeds are below this
 DRAWS = 100  # random circuits of each kind, beside which `evaluate --controls` sets one
 TARGET_SIZE = 0.1  # of controller target_size, where no size is given
-STEERED = ("controller", "target_size", "repair_share")  # options of runs that learn gates to the end
-OF_GATES = (
-    *("gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init", "log_alpha_spread", "warmup_steps"),
-    *("drop_below", "validate_every"),
-)
-OF_SEARCHES = ("penalties", "task_weight", "task_margin", "steps")
-OF_LEARNED_GATES = (*STEERED, *OF_GATES, *OF_SEARCHES, "learning_rate_final")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodRow:
-    """What options mean to a method.
-
-    Attributes:
-        reads: those of the options in `READ`, which not every method takes notice of.
-        penalties: its own defaults.
-        sees: levels, some of which it needs, and no others of which it looks at.
-        inside: can it search within a circuit?
-        planned: can it plan for a time?
-    """
-
-    reads: tuple[str, ...] = ()
-    penalties: PerLevel = dataclasses.field(default_factory=lambda: PENALTIES)
-    sees: tuple[str, ...] = tuple(LEVELS)
-    inside: bool = False
-    planned: bool = False
-
-    @property
-    def steered(self) -> bool:
-        """Does it learn gates to the end, by a controller?"""
-        return set(STEERED) <= set(self.reads)
-
-
-METHOD_ROWS: dict[MethodName, MethodRow] = {
-    "hybrid": MethodRow(reads=(*OF_GATES, *OF_SEARCHES, "gates_share"), penalties=BOTH, inside=True),
-    "sieve": MethodRow(reads=OF_SEARCHES, penalties=PRICES, inside=True, planned=True),
-    "multigranular": MethodRow(reads=OF_LEARNED_GATES, inside=True),
-    "nested": MethodRow(reads=("steps", "learning_rate_final")),
-    "coarse": MethodRow(reads=OF_LEARNED_GATES, sees=("layer", "attention_block", "mlp_block", "head")),
-    "greedy": MethodRow(sees=("head", "mlp_block")),
-    "fisher": MethodRow(),
-    "gate_gradient": MethodRow(),
-    "gate_gradient_ig": MethodRow(),
-    "uniform_gradient": MethodRow(),
-    "activation_difference": MethodRow(),
-    "weight_magnitude": MethodRow(),
-    "random": MethodRow(),
-}
-READ = tuple(dict.fromkeys(name for row in METHOD_ROWS.values() for name in row.reads))
-
-
-def readers_of(option: str) -> list[str]:
-    """The methods that read one of `READ`."""
-    return [name for name, row in METHOD_ROWS.items() if option in row.reads]
 
 
 def _by_what_is_given(cls: type[_T]) -> type[_T]:
@@ -366,14 +281,6 @@ def names_in(value: Any) -> tuple[str, ...]:
     if not isinstance(value, str | list | tuple):
         raise ValueError(f"expected a list of names, got {value!r}")
     return tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else map(str, value)))
-
-
-def method_for(options: Iterable[str]) -> MethodName:
-    """The method that `auto` stands for where these options are set."""
-    chosen = set(options)
-    if "gates_share" in chosen:
-        return "hybrid"
-    return "multigranular" if chosen & {*STEERED, *OF_GATES} else "sieve"
 
 
 def _set(config: DiscoverConfig, names: Collection[str] = READ) -> Iterator[str]:

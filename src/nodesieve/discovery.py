@@ -17,11 +17,12 @@ import torch
 
 from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_parameters
-from nodesieve.config import DiscoverConfig, readers_of
+from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import SCORING, Journal, Stopped
 from nodesieve.levels import LEVELS
+from nodesieve.method_rows import readers_of
 from nodesieve.methods import METHODS
 from nodesieve.metrics import in_percent
 from nodesieve.models import DTYPES, LoadedModel, device_name, dtype_name

@@ -51,7 +51,8 @@ WHOLE: dict[str, dict[str, type]] = {  # parts without which a file is no run's,
 DIMENSIONS = {"head_dim": 3, "mlp_neuron": 2, "expert": 2, "mlp_output": 2}  # of the tensors that tell the sizes of a model
 NAMES = {dict: "a JSON object", str: "a text", int: "a whole number", float: "a number"}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
-FILES = (CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, *STATES.values())
+CURVE, STABILITY = "size_curve.json", "stability.json"  # what other commands have measured of it
+FILES = (CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, *STATES.values(), CURVE, STABILITY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"expected a directory that can be made, could not make {str(directory)!r}: {error.strerror}") from error
-        (out / REPORT).unlink(missing_ok=True)  # of what was there before
+        for name in (REPORT, CURVE, STABILITY):  # of what was there before
+            (out / name).unlink(missing_ok=True)
         kind = "log_alpha" if self.scores.learned else "score"
         nodes = self.circuit.nodes
         tensors = {level: self.circuit.masks[level].to(torch.uint8) for level in nodes.levels}

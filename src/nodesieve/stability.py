@@ -31,7 +31,7 @@ from nodesieve.select import judge
 from nodesieve.spawn import ensure_run, refuse_changed_weights
 from nodesieve.tasks.base import Task
 
-STABILITY, CONSENSUS = "stability.json", "consensus"
+CONSENSUS = "consensus"
 
 
 def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False) -> list[Run]:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from nodesieve.cli.common import PATH, goes_on, trust_remote_code_option, usual_place
-from nodesieve.config import MethodName, choices, make_config, names_in
+from nodesieve.config import choices, make_config, names_in
 from nodesieve.errors import UserError
+from nodesieve.method_rows import MethodName
 
 
 @click.command("compare", short_help="Methods side by side on one model and task.")

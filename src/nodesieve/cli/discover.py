@@ -173,13 +173,11 @@ def _report(directory: Path, run: Run) -> Path:
 def _set_aside(directory: Path) -> Iterator[bool]:
     """Makes room for a run in `directory` -> was there another? What that one has left goes for good only once the new one is done, or was stopped
     with something to go on from; where it is refused or stopped before that, all is as it was."""
-    from nodesieve.compare import CURVE
     from nodesieve.run import CONFIG, FILES, HISTORY
-    from nodesieve.stability import STABILITY
 
     try:
         aside = Path(tempfile.mkdtemp(dir=directory, prefix=".before-"))
-        for name in (*FILES, CURVE, STABILITY):
+        for name in FILES:
             if (directory / name).is_file():
                 (directory / name).rename(aside / name)
         replaces = any(aside.iterdir())

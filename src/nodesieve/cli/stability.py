@@ -27,9 +27,9 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
     from nodesieve.files import write_json
     from nodesieve.metrics import in_percent
     from nodesieve.models import model_of
-    from nodesieve.run import load_run, resuming, weights_of
+    from nodesieve.run import STABILITY, load_run, resuming, weights_of
     from nodesieve.spawn import refuse_other_weights, refuse_what_changed
-    from nodesieve.stability import CONSENSUS, STABILITY, agreement, consensus_run, repeat
+    from nodesieve.stability import CONSENSUS, agreement, consensus_run, repeat
     from nodesieve.tasks.load import task_of
 
     run = load_run(directory)
