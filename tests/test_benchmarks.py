@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,20 @@ from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noq
 from page import of_each_seed  # noqa: E402
 
 PAGES = [
-    (circuits, "circuits", DOCS / "results.md"),
-    (claims, "claims", DOCS / "claims.md"),
-    (what_limits, "what_limits", DOCS / "method.md"),
-    *((script, script.__name__, BENCHMARKS / "README.md") for script in (levers, remembered, scaling, step)),
-    (recover, "tracr", BENCHMARKS / "README.md"),
+    (circuits.markdown, "circuits", DOCS / "results.md"),
+    (claims.side_by_side, "claims", DOCS / "claims.md"),
+    (claims.markdown, "claims", DOCS / "claims-tables.md"),
+    (what_limits.markdown, "what_limits", DOCS / "method.md"),
+    *((script.markdown, script.__name__, BENCHMARKS / "README.md") for script in (levers, remembered, scaling, step)),
+    (recover.markdown, "tracr", BENCHMARKS / "README.md"),
 ]
 
 SHAPE = "llama:hidden_size=32,intermediate_size=48,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2,vocab_size=97"
 
 
-@pytest.mark.parametrize(("script", "results", "page"), PAGES, ids=[name for _, name, _ in PAGES])
-def test_pages_show_what_was_measured(script: Any, results: str, page: Path) -> None:
-    table = script.markdown(json.loads((BENCHMARKS / "results" / f"{results}.json").read_text("utf-8")))
+@pytest.mark.parametrize(("shown", "results", "page"), PAGES, ids=[page.stem + "-" + name for _, name, page in PAGES])
+def test_pages_show_what_was_measured(shown: Callable[[Any], str], results: str, page: Path) -> None:
+    table = shown(json.loads((BENCHMARKS / "results" / f"{results}.json").read_text("utf-8")))
     assert table.strip() in page.read_text("utf-8")
 
 
@@ -110,8 +112,9 @@ def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypa
     monkeypatch.setattr(claims, "nodesieve", lambda *arguments: asked.append([str(argument) for argument in arguments]))
     monkeypatch.setattr(claims, "within", lambda runs, task, method, seed: claims.discovered(runs / f"within-{method}-{seed}", "--task", task))
     monkeypatch.setattr(claims, "RESULTS", tmp_path / "claims.json")
-    monkeypatch.setattr(claims, "PAGE", tmp_path / "claims.md")
-    (tmp_path / "claims.md").write_text("<!-- circuits -->\n<!-- end -->\n")
+    for name in ("PAGE", "TABLES"):
+        monkeypatch.setattr(claims, name, tmp_path / f"{name}.md")
+        (tmp_path / f"{name}.md").write_text("<!-- circuits -->\n<!-- end -->\n")
     monkeypatch.setattr("sys.argv", ["claims.py", "--runs", str(tmp_path / "runs"), "--seeds", "1"])
     claims.main()
     for name, *arguments in asked:

@@ -1,4 +1,4 @@
-"""What the method's paper claims and what we claim, measured on SmolLM2-135M: docs/claims.md is filled from here.
+"""What the method's paper claims and what we claim, measured on SmolLM2-135M: docs/claims.md and docs/claims-tables.md are filled from here.
 
 What there is to measure stands in plan.py, how the page shows it in page.py.
 
@@ -48,11 +48,12 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
 from circuits import fill  # noqa: E402
 from machine import machine  # noqa: E402
-from page import markdown  # noqa: E402
+from page import markdown, side_by_side  # noqa: E402
 from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
 
 RANDOM = "random.json"  # beside a search within another's circuit
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
+TABLES = PAGE.with_name("claims-tables.md")
 
 
 def main() -> None:
@@ -85,7 +86,8 @@ def main() -> None:
     machines = dict.fromkeys([*(part for part in before.get("machine", "").split("; ") if part), machine()])
     result = {"machine": "; ".join(machines), **joined(before, *map(collected, options.runs))}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    fill(PAGE, markdown(result))
+    fill(PAGE, side_by_side(result))
+    fill(TABLES, markdown(result))
 
 
 def nodesieve(*arguments: Any) -> None:

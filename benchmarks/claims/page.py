@@ -1,7 +1,8 @@
-"""How docs/claims.md shows what was measured: `markdown` of the results file."""
+"""How the docs show what was measured: `side_by_side` of the results file in claims.md, `markdown` in claims-tables.md."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from statistics import mean
 from typing import Any
 
@@ -12,15 +13,21 @@ from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
 from nodesieve.report.tables import tables
 
+STAR = "\\*"  # at a circuit that an earlier version has polished
+DONE = {"ioi": "accuracy", "greater_than": "prob_diff"}  # by which a task is told to be done; by the logit difference where nothing stands here
+
+
+def side_by_side(result: dict[str, Any]) -> str:
+    """The circuits of all methods in three tables: how many leaves, how many beside the sieve's, and how well they do the task."""
+    parts = ["### Leaves kept, seed by seed", "", *at_a_glance(result), ""]
+    parts += ["### The sieve's leaves as a share of those of others", "", *beside_the_sieve(result["tasks"]), ""]
+    parts += ["### How much of the task is left", "", *left_of_the_task(result["tasks"]), ""]
+    return "\n".join([*parts, provenance(result)]) + "\n"
+
 
 def markdown(result: dict[str, Any]) -> str:
-    parts = [
-        *beyond_validation([one for rows in result["tasks"].values() for one in of_each_seed(rows)]),
-        "### Sizes, seed by seed",
-        "",
-        *at_a_glance(result),
-        "",
-    ]
+    """Everything that was measured."""
+    parts = beyond_validation([one for rows in result["tasks"].values() for one in of_each_seed(rows)])
     for task, rows in result["tasks"].items():
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables([cost_on_cpu(one) for one in of_each_seed(rows)]).items():
@@ -63,15 +70,55 @@ def at_a_glance(result: dict[str, Any]) -> list[str]:
         for method in METHODS:
             found = {task: {one["seed"]: one["size"] for one in of_each_seed(rows) if one["method"] == method} for task, rows in by_task.items()}
             if any(found.values()):
-                lines.append([method + addition, *(shares(found.get(task, {})) for task in TASKS)])
+                earlier = {task: {one["seed"] for one in rows if one["method"] == method and is_earlier(one)} for task, rows in by_task.items()}
+                lines.append([method + addition, *(shares(found.get(task, {}), earlier=earlier.get(task, ())) for task in TASKS)])
     return table(["leaves kept by", *TASKS], lines)
 
 
-def shares(by_seed: dict[int, float]) -> str:
-    """Of the seeds from 0 on; a dash for one that was not run."""
+def is_earlier(one: dict[str, Any]) -> bool:
+    """Was it polished by an earlier version? Rows say so that were made before heads could come back; whoever changes polishing, marks those there
+    are in the results file."""
+    return "earlier" in one
+
+
+def beside_the_sieve(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line a method, a column a task: by seed the sieve's size over that of the method, and the same before polishing."""
+
+    def of(rows: list[dict[str, Any]], method: str, size: str) -> dict[int, float]:
+        return {one["seed"]: one[size] for one in of_each_seed(rows) if one["method"] == method}
+
+    lines = []
+    for method in METHODS[1:]:
+        cells = []
+        for rows in tasks.values():
+            found = []
+            for size in ("size", "unpolished"):
+                own, other = of(rows, METHODS[0], size), of(rows, method, size)
+                found.append(shares({seed: own[seed] / other[seed] for seed in own if seed in other}, digits=0))
+            cells.append("-" if found[0] == "-" else f"{found[0]} ({found[1]})")
+        lines.append([method, *cells])
+    return table(["beside", *tasks], lines)
+
+
+def left_of_the_task(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line a method, a column a task: by seed what the circuit has of the full model's accuracy or difference between answers, on test data."""
+    lines = []
+    for method in METHODS:
+        cells = []
+        for task, rows in tasks.items():
+            measure = DONE.get(task, "logit_diff")
+            found = {one["seed"]: one["test"][measure] / one["full"][measure] for one in of_each_seed(rows) if one["method"] == method}
+            cells.append(shares(found, digits=0))
+        lines.append([method, *cells])
+    return table(["left by", *(f"{task}, {DONE.get(task, 'logit_diff')}" for task in tasks)], lines)
+
+
+def shares(by_seed: dict[int, float], *, digits: int | None = None, earlier: Collection[int] = ()) -> str:
+    """Of the seeds from 0 on; a dash for one that was not run, a star at those of an earlier version."""
     if not by_seed:
         return "-"
-    return " / ".join(in_percent(by_seed[seed]) if seed in by_seed else "-" for seed in range(max(by_seed) + 1))
+    shown = {seed: in_percent(share) if digits is None else f"{share:.{digits}%}" for seed, share in by_seed.items()}
+    return " / ".join(shown.get(seed, "-") + STAR * (seed in earlier) for seed in range(max(shown) + 1))
 
 
 def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -92,7 +139,7 @@ def by_seed(rows: list[dict[str, Any]]) -> list[str]:
     """A line a method: size and test KL of each seed's circuit."""
     found: dict[tuple[str, int], list[str]] = {}
     for one in rows:
-        made = f"{in_percent(one['size'])} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
+        made = f"{in_percent(one['size'])}{STAR * is_earlier(one)} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
         found.setdefault((one["method"], one["seed"]), []).append(made)
     methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
