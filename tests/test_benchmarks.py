@@ -35,7 +35,7 @@ import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
 from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noqa: E402
-from page import of_each_seed  # noqa: E402
+from page import STAR, at_a_glance, beside_the_sieve, left_of_the_task, of_each_seed  # noqa: E402
 
 PAGES = [
     (circuits.markdown, "circuits", DOCS / "results.md"),
@@ -131,6 +131,20 @@ def test_a_seed_on_two_machines_counts_once() -> None:
     alone = {"method": "fisher", "seed": 0, "device": "gpu"}
     assert of_each_seed([*rows, alone]) == [*rows[4:], alone]
     assert of_each_seed(rows[::-1]) == rows[:3:-1]
+
+
+def test_the_claims_set_seeds_of_two_methods_beside_each_other() -> None:
+    def row(method: str, seed: int, size: float, left: float, **more: object) -> dict[str, Any]:
+        measured = {"test": {"logit_diff": left, "accuracy": left / 2}, "full": {"logit_diff": 4.0, "accuracy": 1.0}}
+        return {"method": method, "seed": seed, "device": "cpu", "size": size, "unpolished": 2 * size, **measured, **more}
+
+    sieve = [row("sieve", 0, 0.1, 1.0), row("sieve", 2, 0.03, 2.0, earlier=True)]
+    tasks = {"ioi": [*sieve, row("fisher", 0, 0.4, 3.0, unpolished=0.5), row("fisher", 1, 0.2, 3.0), row("fisher", 2, 0.04, 4.0)], "other": sieve}
+    assert "| fisher | 25% / - / 75% (40% / - / 75%) | - |" in beside_the_sieve(tasks)
+    assert beside_the_sieve(tasks)[0] == "| beside | ioi | other |"
+    assert "| sieve | 50% / - / 100% | 25% / - / 50% |" in left_of_the_task(tasks)
+    assert left_of_the_task(tasks)[0] == "| left by | ioi, accuracy | other, logit_diff |"
+    assert f"| sieve | 10.0% / - / 3.0%{STAR} | - | - | - |" in at_a_glance({"tasks": {"ioi": tasks["ioi"]}, "settings": {}})
 
 
 def test_what_limits_a_circuit_can_be_asked(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
