@@ -135,15 +135,16 @@ def test_a_seed_on_two_machines_counts_once() -> None:
 
 def test_the_claims_set_seeds_of_two_methods_beside_each_other() -> None:
     def row(method: str, seed: int, size: float, left: float, **more: object) -> dict[str, Any]:
-        measured = {"test": {"logit_diff": left, "accuracy": left / 2}, "full": {"logit_diff": 4.0, "accuracy": 1.0}}
+        measured = {"test": {"logit_diff": left, "prob_diff": left / 2}, "full": {"logit_diff": 4.0, "prob_diff": 1.0}}
         return {"method": method, "seed": seed, "device": "cpu", "size": size, "unpolished": 2 * size, **measured, **more}
 
     sieve = [row("sieve", 0, 0.1, 1.0), row("sieve", 2, 0.03, 2.0, earlier=True)]
-    tasks = {"ioi": [*sieve, row("fisher", 0, 0.4, 3.0, unpolished=0.5), row("fisher", 1, 0.2, 3.0), row("fisher", 2, 0.04, 4.0)], "other": sieve}
-    assert "| fisher | 25% / - / 75% (40% / - / 75%) | - |" in beside_the_sieve(tasks)
-    assert beside_the_sieve(tasks)[0] == "| beside | ioi | other |"
-    assert "| sieve | 50% / - / 100% | 25% / - / 50% |" in left_of_the_task(tasks)
-    assert left_of_the_task(tasks)[0] == "| left by | ioi, accuracy | other, logit_diff |"
+    fisher = [row("fisher", 0, 0.4, 3.0, unpolished=0.5, earlier=True), row("fisher", 1, 0.2, 3.0), row("fisher", 2, 0.04, 4.0, earlier=True)]
+    tasks = {"ioi": [*sieve, *fisher], "greater_than": sieve}
+    assert f"| fisher | 25%{STAR} / - / 75% (40% / - / 75%) | - |" in beside_the_sieve(tasks)
+    assert beside_the_sieve(tasks)[0] == "| beside | ioi | greater_than |"
+    assert "| sieve | 25% / - / 50% | 50% / - / 100% |" in left_of_the_task(tasks)
+    assert left_of_the_task(tasks)[0] == "| left by | ioi, logit_diff | greater_than, prob_diff |"
     assert f"| sieve | 10.0% / - / 3.0%{STAR} | - | - | - |" in at_a_glance({"tasks": {"ioi": tasks["ioi"]}, "settings": {}})
 
 

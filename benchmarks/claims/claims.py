@@ -4,11 +4,11 @@ What there is to measure stands in plan.py, how the page shows it in page.py.
 
 Runs are made with `nodesieve compare` and `nodesieve discover` into --runs, finished ones are kept, unfinished ones are gone on with:
 
-- `TASK/METHOD-SEED`: every method of METHODS through the same selection at a KL budget of 0.25 (claims i and iii);
-- `TASK/SETTING/METHOD-SEED`: some of them again with the options of each of SETTINGS (claim i);
-- `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps (claim ii);
+- `TASK/METHOD-SEED`: every method of METHODS through the same selection at a KL budget of 0.25;
+- `TASK/SETTING/METHOD-SEED`: some of them again with the options of each of SETTINGS;
+- `TASK/within-METHOD-SEED`: the sieve within the circuit that a method limited to heads and MLP blocks keeps;
 - `nodesieve evaluate --controls` of the sieve's circuits: random circuits, the complement, partly ablated complements, parts closed alone;
-- `ioi/VARIANT`: shorter runs on IOI, each with one thing changed (claims iv and v).
+- `ioi/VARIANT`: shorter runs on IOI, each with one thing changed.
 
     python benchmarks/claims/claims.py                      # everything: some 40 hours on 2 cores
     python benchmarks/claims/claims.py --only ioi --seeds 1 # a part
@@ -49,7 +49,7 @@ sys.path.append(str(HERE.parent))
 from circuits import fill  # noqa: E402
 from machine import machine  # noqa: E402
 from page import markdown, side_by_side  # noqa: E402
-from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
+from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SEEDS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
 
 RANDOM = "random.json"  # beside a search within another's circuit
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/claims")], help="the first for what is run, all for what is collected")
     parser.add_argument("--only", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()

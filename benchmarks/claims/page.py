@@ -7,19 +7,22 @@ from statistics import mean
 from typing import Any
 
 from machine import provenance
-from plan import METHODS, SETTINGS, SHORT, TASKS, on_cpu
+from plan import METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
 
 from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
 from nodesieve.report.tables import tables
 
-STAR = "\\*"  # at a circuit that an earlier version has polished
-DONE = {"ioi": "accuracy", "greater_than": "prob_diff"}  # by which a task is told to be done; by the logit difference where nothing stands here
+STAR = "\\*"  # at what an earlier version has polished; of a share, at one of the two
+DIFFERENCE = {"greater_than": "prob_diff"}  # between answers; logit_diff where nothing stands here
 
 
 def side_by_side(result: dict[str, Any]) -> str:
     """The circuits of all methods in three tables: how many leaves, how many beside the sieve's, and how well they do the task."""
-    parts = ["### Leaves kept, seed by seed", "", *at_a_glance(result), ""]
+    shown = [one for rows in result["tasks"].values() for one in of_each_seed(rows)]
+    away = sum(not on_cpu(one) for one in shown)
+    parts = [f"{len(shown)} of {len(METHODS) * len(TASKS) * SEEDS} runs are there" + (f", {away} of them scored on a GPU." if away else "."), ""]
+    parts += ["### Leaves kept, seed by seed", "", *at_a_glance(result), ""]
     parts += ["### The sieve's leaves as a share of those of others", "", *beside_the_sieve(result["tasks"]), ""]
     parts += ["### How much of the task is left", "", *left_of_the_task(result["tasks"]), ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
@@ -68,57 +71,55 @@ def at_a_glance(result: dict[str, Any]) -> list[str]:
     lines = []
     for addition, by_task in (("", result["tasks"]), *((f", {SETTINGS[name].title}", found) for name, found in result["settings"].items())):
         for method in METHODS:
-            found = {task: {one["seed"]: one["size"] for one in of_each_seed(rows) if one["method"] == method} for task, rows in by_task.items()}
+            found = {task: of_method(by_task.get(task, []), method) for task in TASKS}
             if any(found.values()):
-                earlier = {task: {one["seed"] for one in rows if one["method"] == method and is_earlier(one)} for task, rows in by_task.items()}
-                lines.append([method + addition, *(shares(found.get(task, {}), earlier=earlier.get(task, ())) for task in TASKS)])
+                cells = (shares({seed: one["size"] for seed, one in kept.items()}, starred=earlier(kept)) for kept in found.values())
+                lines.append([method + addition, *cells])
     return table(["leaves kept by", *TASKS], lines)
-
-
-def is_earlier(one: dict[str, Any]) -> bool:
-    """Was it polished by an earlier version? Rows say so that were made before heads could come back; whoever changes polishing, marks those there
-    are in the results file."""
-    return "earlier" in one
 
 
 def beside_the_sieve(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A line a method, a column a task: by seed the sieve's size over that of the method, and the same before polishing."""
-
-    def of(rows: list[dict[str, Any]], method: str, size: str) -> dict[int, float]:
-        return {one["seed"]: one[size] for one in of_each_seed(rows) if one["method"] == method}
-
     lines = []
     for method in METHODS[1:]:
         cells = []
         for rows in tasks.values():
-            found = []
-            for size in ("size", "unpolished"):
-                own, other = of(rows, METHODS[0], size), of(rows, method, size)
-                found.append(shares({seed: own[seed] / other[seed] for seed in own if seed in other}, digits=0))
-            cells.append("-" if found[0] == "-" else f"{found[0]} ({found[1]})")
+            own, other = of_method(rows, METHODS[0]), of_method(rows, method)
+            both = own.keys() & other.keys()
+            polished, cut = ({seed: own[seed][size] / other[seed][size] for seed in both} for size in ("size", "unpolished"))
+            cells.append(f"{shares(polished, digits=0, starred=earlier(own) ^ earlier(other))} ({shares(cut, digits=0)})" if both else "-")
         lines.append([method, *cells])
     return table(["beside", *tasks], lines)
 
 
 def left_of_the_task(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A line a method, a column a task: by seed what the circuit has of the full model's accuracy or difference between answers, on test data."""
+    """A line a method, a column a task: by seed what the circuit has of the full model's difference between answers, on test data."""
+    measures = {task: DIFFERENCE.get(task, "logit_diff") for task in tasks}
     lines = []
     for method in METHODS:
         cells = []
-        for task, rows in tasks.items():
-            measure = DONE.get(task, "logit_diff")
-            found = {one["seed"]: one["test"][measure] / one["full"][measure] for one in of_each_seed(rows) if one["method"] == method}
-            cells.append(shares(found, digits=0))
+        for task, measure in measures.items():
+            found = of_method(tasks[task], method)
+            cells.append(shares({seed: one["test"][measure] / one["full"][measure] for seed, one in found.items()}, digits=0))
         lines.append([method, *cells])
-    return table(["left by", *(f"{task}, {DONE.get(task, 'logit_diff')}" for task in tasks)], lines)
+    return table(["left by", *(f"{task}, {measure}" for task, measure in measures.items())], lines)
 
 
-def shares(by_seed: dict[int, float], *, digits: int | None = None, earlier: Collection[int] = ()) -> str:
-    """Of the seeds from 0 on; a dash for one that was not run, a star at those of an earlier version."""
-    if not by_seed:
-        return "-"
-    shown = {seed: in_percent(share) if digits is None else f"{share:.{digits}%}" for seed, share in by_seed.items()}
-    return " / ".join(shown.get(seed, "-") + STAR * (seed in earlier) for seed in range(max(shown) + 1))
+def of_method(rows: list[dict[str, Any]], method: str) -> dict[int, dict[str, Any]]:
+    """A method's rows by seed."""
+    return {one["seed"]: one for one in of_each_seed(rows) if one["method"] == method}
+
+
+def earlier(by_seed: dict[int, dict[str, Any]]) -> set[int]:
+    """Seeds of the rows that an earlier version polished. Those say so that were made before heads could come back; whoever changes polishing, marks
+    those there are in the results file."""
+    return {seed for seed, one in by_seed.items() if "earlier" in one}
+
+
+def shares(by_seed: dict[int, float], *, digits: int | None = None, starred: Collection[int] = ()) -> str:
+    """Of each seed; a dash for one that was not run."""
+    shown = {seed: (in_percent(share) if digits is None else f"{share:.{digits}%}") + STAR * (seed in starred) for seed, share in by_seed.items()}
+    return " / ".join(shown.get(seed, "-") for seed in range(SEEDS)) if shown else "-"
 
 
 def on_gpu(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -139,7 +140,7 @@ def by_seed(rows: list[dict[str, Any]]) -> list[str]:
     """A line a method: size and test KL of each seed's circuit."""
     found: dict[tuple[str, int], list[str]] = {}
     for one in rows:
-        made = f"{in_percent(one['size'])}{STAR * is_earlier(one)} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
+        made = f"{in_percent(one['size'])}{STAR * ('earlier' in one)} ({one['test']['kl']:.3f}{'' if on_cpu(one) else '; GPU'})"
         found.setdefault((one["method"], one["seed"]), []).append(made)
     methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]

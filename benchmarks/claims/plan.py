@@ -14,6 +14,7 @@ METHODS = (
     *("sieve", "hybrid", "multigranular", "coarse", "greedy", "nested", "uniform_gradient", "gate_gradient_ig", "gate_gradient", "fisher"),
     *("activation_difference", "weight_magnitude", "random"),
 )
+SEEDS = 3
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 CONTROLLED = ("sieve", "hybrid")  # the methods whose circuits are set beside other circuits
 DRAWS = 5
