@@ -96,33 +96,38 @@ def test_a_stopped_polish_stops(problem: Problem) -> None:
         polish(problem, selected(problem, Circuit.whole(problem.nodes)), CONFIG, Journal(stopping=True))
 
 
-def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path) -> None:
+@pytest.mark.parametrize("within", [False, True], ids=["between two stages", "within a stage"])
+def test_a_polish_that_was_stopped_goes_on_as_if_it_had_not_been(problem: Problem, tmp_path: Path, within: bool) -> None:
     selection = selected(problem, Circuit.whole(problem.nodes))
 
-    class StoppedAfter(RunJournal):
-        def save(self, state: State, *, part: str = SCORING) -> None:
-            super().save(replace(state, numbers={**state.numbers, "seconds": 1000.0}), part=part)
-            if state.numbers["stage"] == 2:
-                raise KeyboardInterrupt
+    class Noted(RunJournal):
+        """What is said and what is kept; stopped once `at` is kept."""
 
-    class Sizes(RunJournal):
-        def __init__(self, directory: Path) -> None:
+        def __init__(self, directory: Path, *, at: tuple[int, int] | None = None) -> None:
             super().__init__(directory)
-            self.taken: list[str] = []
+            self.at, self.told, self.kept = at, list[str](), list[tuple[int, int]]()
 
         def say(self, text: str) -> None:
-            self.taken.append(text)
+            self.told.append(text)
+
+        def save(self, state: State, *, part: str = SCORING) -> None:
+            super().save(replace(state, numbers={**state.numbers, "seconds": 1000.0}), part=part)
+            self.kept.append((state.numbers["stage"], state.numbers["turns"]))
+            if self.kept[-1] == self.at:
+                raise KeyboardInterrupt
 
     (tmp_path / "whole").mkdir()
-    through = Sizes(tmp_path / "whole")
+    through = Noted(tmp_path / "whole")
     whole, _ = polish(problem, selection, CONFIG, through)
+    at = next((stage, turns) for stage, turns in through.kept if (turns > 0) == within and stage > within)
     with pytest.raises(KeyboardInterrupt):
-        polish(problem, selection, CONFIG, StoppedAfter(tmp_path))
-    rest = Sizes(tmp_path)
+        polish(problem, selection, CONFIG, Noted(tmp_path, at=at))
+    rest = Noted(tmp_path)
     resumed, seconds = polish(problem, selection, CONFIG, rest)
     assert resumed.circuit.fingerprint == whole.circuit.fingerprint
-    assert 0 < len(rest.taken) < len(through.taken)
-    assert rest.taken == through.taken[-len(rest.taken) :]
+    assert rest.kept == through.kept[through.kept.index(at) + 1 :]
+    assert 0 < len(rest.told) < len(through.told)
+    assert rest.told == through.told[-len(rest.told) :]
     assert seconds > 1000
 
 
@@ -192,12 +197,12 @@ def test_what_was_before_heads_came_back_is_kept_over_a_stop(problem: Problem) -
     polisher, resumed = (polisher_of(problem, selected(problem, circuit)) for _ in range(2))
     before = polisher.now
     assert polisher.reopen(Journal(), until=math.inf)
-    assert resumed.restored(polisher.state(stage=8, seconds=1.0)) == 8
+    assert resumed.restored(polisher.state(stage=8, turns=2, seconds=1.0)) == (8, 2)
     assert resumed.now.circuit.fingerprint == polisher.now.circuit.fingerprint
     assert resumed.smallest.circuit.fingerprint == before.circuit.fingerprint
     assert resumed.now.kl == polisher.now.kl
     unknown = State(tensors=dict(before.circuit.masks), numbers=polisher.state(stage=8, seconds=1.0).numbers)
-    assert polisher_of(problem, selected(problem, circuit)).restored(unknown) == 0  # begun anew
+    assert polisher_of(problem, selected(problem, circuit)).restored(unknown) == (0, 0)  # begun anew
 
 
 def test_once_the_time_is_over_nothing_more_is_measured(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ from nodesieve.select import Selection, judge
 BLOCKS, HEADS = ("attention_block", "mlp_block"), ("head",)
 PARTS, SMALLER = (1 / 2, 1 / 6), (1 / 16, 1 / 64)  # of the kept nodes of one level in one layer
 SINGLES = 512  # nodes of a level without children that a circuit may have to be tried one by one
-AGAIN = 8
+AGAIN = 8  # turns of a stage, at most
 OPENED, TIMES = 64, 3  # closed heads that are opened again to see what that does; how often, at most
-LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a pass that closes less of both is the last of its stage
+LITTLE, FEW = 0.01, 0.05  # of the leaves, of the heads and blocks tried: a turn that closes less of both is the last of its stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ class _Stage:
     opening: bool = False  # of heads that are closed
 
     def is_done(self, before: Circuit, after: Circuit) -> bool:
-        """Has a pass closed so little that another is not worth its time?"""
+        """Has a turn closed so little that another is not worth its time?"""
         kept, left = (sum(circuit.kept(level) for level in self.levels if level not in CHILDLESS) for circuit in (before, after))
         return after.size > (1 - LITTLE) * before.size and left >= (1 - FEW) * kept
 
 
 def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal, *, limit: float = math.inf) -> tuple[Selection, float]:
     """A circuit within the budget -> a smaller one that is within it too, if there is one; one that misses the budget comes back as it is. And the
-    seconds that it took, before and after a stop, which are about `limit` at most. What is left after each stage is kept in the journal.
+    seconds that it took, before and after a stop, which are about `limit` at most. What is left after each turn of a stage is kept in the journal.
 
     Raises:
         KeyboardInterrupt: `journal.stopping` was set.
@@ -75,21 +75,22 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
     polisher = _Polisher(problem, selection, config)
     stages = list(_stages(polisher.levels))
     state = journal.load(part=POLISHING)
-    first = polisher.restored(state) if state is not None else 0
-    began = time.monotonic() - (state.numbers["seconds"] if state is not None and first else 0.0)
+    first, turns = polisher.restored(state) if state is not None else (0, 0)
+    began = time.monotonic() - (state.numbers["seconds"] if state is not None and first + turns else 0.0)
     until = began + limit
     for number, stage in enumerate(stages[first:], first):
         if time.monotonic() > until:
             break
         if stage.opening and not polisher.reopen(journal, until=until):
             break
-        for _ in range(0 if stage.opening else AGAIN):
+        for done in range(turns if number == first else 0, 0 if stage.opening else AGAIN):
             before = polisher.now.circuit
             if not polisher.go_through(stage, journal, until=until):
                 break
             journal.say(f"polishing: {in_percent(polisher.now.circuit.size)} of the leaves, validation KL {polisher.now.kl:.3f}")
             if stage.is_done(before, polisher.now.circuit):
                 break
+            journal.save(polisher.state(stage=number, turns=done + 1, seconds=time.monotonic() - began), part=POLISHING)
         journal.save(polisher.state(stage=number + 1, seconds=time.monotonic() - began), part=POLISHING)
     return polisher.smallest, time.monotonic() - began
 
@@ -201,21 +202,23 @@ class _Polisher:
             masks["head"][layer, head] = masks["attention_block"][layer] = masks["layer"][layer] = True
         return Circuit.of(masks, self.problem.nodes)
 
-    def state(self, *, stage: int, seconds: float) -> State:
+    def state(self, *, stage: int, turns: int = 0, seconds: float) -> State:
+        """What there is to go on from, with so many turns of a stage done."""
         circuits = {"now": self.now, **({} if self._before is None else {"before": self._before})}
-        numbers = {"selected": self._selected.fingerprint, "stage": stage, "seconds": seconds}
+        numbers = {"selected": self._selected.fingerprint, "stage": stage, "turns": turns, "seconds": seconds}
         return State(
             tensors={f"{name}.{level}": mask for name, one in circuits.items() for level, mask in one.circuit.masks.items()},
             numbers={**numbers, **{name: [one.kl, one.kl_upper] for name, one in circuits.items()}},
         )
 
-    def restored(self, state: State) -> int:
-        """The stage to go on with, if the state is of a run that began at the same circuit, and of a version that named its parts alike."""
+    def restored(self, state: State) -> tuple[int, int]:
+        """The stage to go on with and how many of its turns are done: none, unless the state is of a run that began at the same circuit, and of a
+        version that named its parts alike."""
         if state.numbers["selected"] != self._selected.fingerprint or not all(f"now.{level}" in state.tensors for level in LEVELS):
-            return 0
+            return 0, 0
         self.now = self._kept("now", state)
         self._before = self._kept("before", state) if "before" in state.numbers else None
-        return int(state.numbers["stage"])
+        return int(state.numbers["stage"]), int(state.numbers.get("turns", 0))  # not in states of before turns were kept
 
     def _kept(self, name: str, state: State) -> Selection:
         circuit = Circuit.of({level: state.tensors[f"{name}.{level}"] for level in LEVELS}, self.problem.nodes)

@@ -320,9 +320,9 @@ class RunJournal(Journal):
     def save(self, state: State, *, part: str = SCORING) -> None:
         with replacing(self.directory / STATES[part]) as scratch:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            numbers = {**state.numbers, "passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak(), "devices": self.devices}
-            numbers["of"] = self.of
-            scratch.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))
+            own = {"passes": asdict(self.passes), "peak_memory_bytes": self.memory.peak(), "devices": self.devices, "of": self.of}
+            assert not own.keys() & state.numbers.keys()
+            scratch.write_bytes(save(tensors, {"numbers": json.dumps({**state.numbers, **own})}))
         if part == SCORING:  # the others add no lines
             write_text(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
 
