@@ -56,6 +56,7 @@ ORDER = [
     "tasks",
     "batches",
     "config",
+    "method_rows",
     "levels",
     "files",
     "errors",
