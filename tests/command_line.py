@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -33,11 +33,20 @@ def nodesieve(*arguments: object) -> int:
 
 def few_prompts(directory: Path, *, corrupted: str = "{b} and {a} went") -> Path:
     """A task file with 13 examples in each split, of names a and b, for what takes long with the hundreds of a built-in task."""
-    file = directory / "few.jsonl"
-    rows = (
-        {"clean": f"{a} and {b} went", "corrupted": corrupted.format(a=a, b=b), "answers": f" {a}", "distractors": f" {b}", "split": SPLITS[i % 3]}
-        for i, (a, b) in enumerate(pairwise(NAMES[:40]))
-    )
+    rows = (row_of_names(a, b, corrupted=corrupted, split=SPLITS[i % 3]) for i, (a, b) in enumerate(pairwise(NAMES[:40])))
+    return write_rows(directory / "few.jsonl", rows)
+
+
+def prompts_of_names(file: Path, *, first: int = 0) -> Path:
+    """A file of 40 prompts without splits."""
+    return write_rows(file, (row_of_names(a, b) for a, b in pairwise(NAMES[first : first + 41])))
+
+
+def row_of_names(a: str, b: str, *, corrupted: str = "{b} and {a} went", **more: str) -> dict[str, str]:
+    return {"clean": f"{a} and {b} went", "corrupted": corrupted.format(a=a, b=b), "answers": f" {a}", "distractors": f" {b}", **more}
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, str]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return file
 
@@ -66,11 +75,3 @@ def ctrl_c(when: Callable[[int, Mapping[str, float]], bool]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConsoleJournal, "progress", progress)
         yield
-
-
-def prompts_of_names(file: Path, *, first: int = 0) -> Path:
-    """A file of 40 prompts without splits."""
-    pairs = list(pairwise(NAMES[first : first + 41]))
-    rows = [{"clean": f"{a} and {b} went", "corrupted": f"{b} and {a} went", "answers": f" {a}", "distractors": f" {b}"} for a, b in pairs]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return file

@@ -19,7 +19,7 @@ DIFFERENCE = {"greater_than": "prob_diff"}  # between answers; logit_diff where 
 
 def side_by_side(result: dict[str, Any]) -> str:
     """The circuits of all methods in three tables: how many leaves, how many beside the sieve's, and how well they do the task."""
-    shown = [one for rows in result["tasks"].values() for one in of_each_seed(rows)]
+    shown = circuits_of(result["tasks"])
     away = sum(not on_cpu(one) for one in shown)
     parts = [f"{len(shown)} of {len(METHODS) * len(TASKS) * SEEDS} runs are there" + (f", {away} of them scored on a GPU." if away else "."), ""]
     parts += ["### Leaves kept, seed by seed", "", *at_a_glance(result), ""]
@@ -30,7 +30,7 @@ def side_by_side(result: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """Everything that was measured."""
-    parts = beyond_validation([one for rows in result["tasks"].values() for one in of_each_seed(rows)])
+    parts = beyond_validation(circuits_of(result["tasks"]))
     for task, rows in result["tasks"].items():
         parts += [f"### {task}", ""]
         for title, (headings, *lines) in tables([cost_on_cpu(one) for one in of_each_seed(rows)]).items():
@@ -50,6 +50,11 @@ def markdown(result: dict[str, Any]) -> str:
     if elsewhere:
         parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
+
+
+def circuits_of(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a task, method and seed."""
+    return [one for rows in tasks.values() for one in of_each_seed(rows)]
 
 
 def of_each_seed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
