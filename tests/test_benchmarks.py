@@ -35,7 +35,8 @@ import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
 from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noqa: E402
-from page import STAR, at_a_glance, beside_the_sieve, left_of_the_task, of_each_seed  # noqa: E402
+from page import STAR, at_a_glance, before_polishing, beside_the_sieve, left_of_the_task, of_each_seed  # noqa: E402
+from plan import CUT  # noqa: E402
 
 PAGES = [
     (circuits.markdown, "circuits", DOCS / "results.md"),
@@ -141,11 +142,14 @@ def test_the_claims_set_seeds_of_two_methods_beside_each_other() -> None:
     sieve = [row("sieve", 0, 0.1, 1.0), row("sieve", 2, 0.03, 2.0, earlier=True)]
     fisher = [row("fisher", 0, 0.4, 3.0, unpolished=0.5, earlier=True), row("fisher", 1, 0.2, 3.0), row("fisher", 2, 0.04, 4.0, earlier=True)]
     tasks = {"ioi": [*sieve, *fisher], "greater_than": sieve}
-    assert f"| fisher | 25%{STAR} / - / 75% (40% / - / 75%) | - |" in beside_the_sieve(tasks)
-    assert beside_the_sieve(tasks)[0] == "| beside | ioi | greater_than |"
+    once = {"greater_than": [row("fisher", 2, 0.24, 3.0, unpolished=None)], "ioi": [row("fisher", 1, 0.3, 3.0, unpolished=None)]}
+    result = {"tasks": tasks, "settings": {CUT: once}}
+    assert f"| fisher | 25%{STAR} / - / 75% (40% / - / 75%) | - (- / - / 25%) | - | - |" in beside_the_sieve(result)
+    assert "| fisher | 50.0% / 40.0% / 8.0% | - / - / 24.0% | - | - |" in before_polishing(result)
     assert "| sieve | 25% / - / 50% | 50% / - / 100% |" in left_of_the_task(tasks)
     assert left_of_the_task(tasks)[0] == "| left by | ioi, logit_diff | greater_than, prob_diff |"
-    assert f"| sieve | 10.0% / - / 3.0%{STAR} | - | - | - |" in at_a_glance({"tasks": {"ioi": tasks["ioi"]}, "settings": {}})
+    assert f"| sieve | 10.0% / - / 3.0%{STAR} | - | - | - |" in at_a_glance({**result, "tasks": {"ioi": tasks["ioi"]}})
+    assert not any("cut once" in line for line in at_a_glance(result))
 
 
 def test_what_limits_a_circuit_can_be_asked(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

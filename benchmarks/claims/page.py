@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from machine import provenance
-from plan import METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
+from plan import CUT, METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
 
 from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
@@ -18,12 +18,13 @@ DIFFERENCE = {"greater_than": "prob_diff"}  # between answers; logit_diff where 
 
 
 def side_by_side(result: dict[str, Any]) -> str:
-    """The circuits of all methods in three tables: how many leaves, how many beside the sieve's, and how well they do the task."""
+    """The circuits of all methods: leaves before and after polishing, also beside the sieve's, and how well they do the task."""
     shown = circuits_of(result["tasks"])
     away = sum(not on_cpu(one) for one in shown)
     parts = [f"{len(shown)} of {len(METHODS) * len(TASKS) * SEEDS} runs are there" + (f", {away} of them scored on a GPU." if away else "."), ""]
     parts += ["### Leaves kept, seed by seed", "", *at_a_glance(result), ""]
-    parts += ["### The sieve's leaves as a share of those of others", "", *beside_the_sieve(result["tasks"]), ""]
+    parts += ["### Leaves kept before polishing", "", *before_polishing(result), ""]
+    parts += ["### The sieve's leaves as a share of those of others", "", *beside_the_sieve(result), ""]
     parts += ["### How much of the task is left", "", *left_of_the_task(result["tasks"]), ""]
     return "\n".join([*parts, provenance(result)]) + "\n"
 
@@ -74,7 +75,8 @@ def beyond_validation(rows: list[dict[str, Any]]) -> list[str]:
 def at_a_glance(result: dict[str, Any]) -> list[str]:
     """A line a method, a column a task: the share of leaves that each seed's circuit keeps."""
     lines = []
-    for addition, by_task in (("", result["tasks"]), *((f", {SETTINGS[name].title}", found) for name, found in result["settings"].items())):
+    settings = {name: found for name, found in result["settings"].items() if name != CUT}
+    for addition, by_task in (("", result["tasks"]), *((f", {SETTINGS[name].title}", found) for name, found in settings.items())):
         for method in METHODS:
             found = {task: of_method(by_task.get(task, []), method) for task in TASKS}
             if any(found.values()):
@@ -83,18 +85,35 @@ def at_a_glance(result: dict[str, Any]) -> list[str]:
     return table(["leaves kept by", *TASKS], lines)
 
 
-def beside_the_sieve(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:
+def before_polishing(result: dict[str, Any]) -> list[str]:
+    """A line a method, a column a task: the share of leaves that each seed's scores keep, cut once."""
+    return table(["cut once", *TASKS], [[method, *(shares(unpolished(result, task, method)) for task in TASKS)] for method in METHODS])
+
+
+def beside_the_sieve(result: dict[str, Any]) -> list[str]:
     """A line a method, a column a task: by seed the sieve's size over that of the method, and the same before polishing."""
     lines = []
     for method in METHODS[1:]:
         cells = []
-        for rows in tasks.values():
-            own, other = of_method(rows, METHODS[0]), of_method(rows, method)
-            both = own.keys() & other.keys()
-            polished, cut = ({seed: own[seed][size] / other[seed][size] for seed in both} for size in ("size", "unpolished"))
-            cells.append(f"{shares(polished, digits=0, starred=earlier(own) ^ earlier(other))} ({shares(cut, digits=0)})" if both else "-")
+        for task in TASKS:
+            own, other = (of_method(result["tasks"].get(task, []), name) for name in (METHODS[0], method))
+            polished = over({seed: one["size"] for seed, one in own.items()}, {seed: one["size"] for seed, one in other.items()})
+            cut = over(unpolished(result, task, METHODS[0]), unpolished(result, task, method))
+            cells.append(f"{shares(polished, digits=0, starred=earlier(own) ^ earlier(other))} ({shares(cut, digits=0)})" if polished or cut else "-")
         lines.append([method, *cells])
-    return table(["beside", *tasks], lines)
+    return table(["beside", *TASKS], lines)
+
+
+def unpolished(result: dict[str, Any], task: str, method: str) -> dict[int, float]:
+    """Sizes before polishing by seed; where nothing was polished, of what was cut once."""
+    once = of_method(result["settings"].get(CUT, {}).get(task, []), method)
+    return {seed: one["size"] for seed, one in once.items()} | {
+        seed: one["unpolished"] for seed, one in of_method(result["tasks"].get(task, []), method).items()
+    }
+
+
+def over(these: dict[int, float], those: dict[int, float]) -> dict[int, float]:
+    return {seed: these[seed] / those[seed] for seed in these.keys() & those.keys()}
 
 
 def left_of_the_task(tasks: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -15,6 +15,7 @@ METHODS = (
     *("activation_difference", "weight_magnitude", "random"),
 )
 SEEDS = 3
+SCORED = METHODS[6:]  # rankings by one formula, without a search
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 CONTROLLED = ("sieve", "hybrid")  # the methods whose circuits are set beside other circuits
 DRAWS = 5
@@ -35,7 +36,10 @@ class Setting:
     tasks: tuple[str, ...] = TASKS
 
 
+CUT = "cut-once"
 SETTINGS = {
+    # what someone does who has a ranking; polishing, a search of its own, takes an hour where scores say little
+    CUT: Setting(title="cut once, not polished", options={"polish": False}, methods=SCORED),
     # `size` does not count outputs
     "outputs-open": Setting(
         title="MLP outputs left open", options={"levels": without("mlp_output")}, methods=("sieve", "fisher", "gate_gradient_ig")
