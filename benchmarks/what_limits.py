@@ -1,4 +1,4 @@
-"""What keeps a found circuit from being smaller: the table in docs/method.md, "Where the KL sits".
+"""What keeps a found circuit from being smaller: the table in docs/trials.md, "Where the KL sits".
 
 1. The validation KL of a run's circuit when some of what it closed is opened again: whatever remains is due to what stays closed.
 2. How much of what one pass says about the gates of single nodes is signal: the gradient of the KL to each gate over two halves of the
@@ -34,7 +34,7 @@ from nodesieve.run import Run
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "what_limits.json", HERE.parent / "docs" / "method.md"
+RESULTS, PAGE = HERE / "results" / "what_limits.json", HERE.parent / "docs" / "trials.md"
 EXAMPLES = 512
 ASKED = ("head_dim", "mlp_neuron", "mlp_output")
 SHARES = (0.06, 0.12, 0.25)

@@ -42,7 +42,7 @@ PAGES = [
     (circuits.markdown, "circuits", DOCS / "results.md"),
     (claims.side_by_side, "claims", DOCS / "claims.md"),
     (claims.markdown, "claims", DOCS / "claims-tables.md"),
-    (what_limits.markdown, "what_limits", DOCS / "method.md"),
+    (what_limits.markdown, "what_limits", DOCS / "trials.md"),
     *((script.markdown, script.__name__, BENCHMARKS / "README.md") for script in (levers, remembered, scaling, step)),
     (recover.markdown, "tracr", BENCHMARKS / "README.md"),
 ]

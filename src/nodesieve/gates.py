@@ -7,7 +7,7 @@ At the end a gate is open iff log_alpha > 0.
 
 The sample's own gradient vanishes wherever it is clipped. `straight_through` keeps the sample but gives it the derivative of P(z > 0),
 p (1 - p), which the penalty has too: then whether a gate opens or closes depends only on whether the KL that its opening saves, to first
-order, is more than its price. It is biased; docs/method.md says what was seen of the two.
+order, is more than its price. It is biased; docs/trials.md says what was seen of the two.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def ask(
         gate_level=open_gates,
         targets=(loss, log_p_of_a_drawn_token),
         index=index,
-        generator=torch.Generator().manual_seed(mix(config.seed, 1)),  # the same for each round: docs/method.md says why
+        generator=torch.Generator().manual_seed(mix(config.seed, 1)),  # the same for each round: docs/trials.md says why
         values=cache.values,
         gates=circuit.gates(),
         shrunk=problem.cut(circuit.masks),
