@@ -89,6 +89,12 @@ def test_the_other_commands_read_a_run(model_directory: Path, tmp_path: Path, ca
     assert nodesieve("export", out, tmp_path / "mib.json") == 0
     assert json.loads((tmp_path / "mib.json").read_text())["edges"] == {}
     capsys.readouterr()
+    config = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(config.replace("device: auto", "device: abacus"))  # as of a machine with another one
+    assert nodesieve("export", out, tmp_path / "mib.json") == 2
+    assert nodesieve("export", out, tmp_path / "mib.json", "--device", "cpu") == 0
+    (out / "config.yaml").write_text(config)
+    capsys.readouterr()
     assert nodesieve("export", out, tmp_path / "nowhere" / "mib.json") == 2
     assert "a directory that exists" in capsys.readouterr().err
     assert nodesieve("check-model", model_directory, "--dtype", "bfloat16") == 0

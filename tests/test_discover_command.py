@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import ctrl_c, few_prompts, nodesieve, prompts_of_names, quick_flags
+from nodesieve.cli.discover import ASIDE
 from nodesieve.config import make_config
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.run import load_run
@@ -118,6 +119,29 @@ def test_a_refused_run_leaves_the_one_that_was_there(
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
     assert nodesieve(*command, "--overwrite", "--quiet", *quick_flags(seed=1)) == 0
     assert load_run("run").config.seed == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_killed_run_was_to_replace_comes_back_unless_that_had_begun(
+    model_directory: Path, tmp_path: Path, begun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["discover", "--model", model_directory, "--task", prompts_of_names(tmp_path / "task.jsonl"), "--out", tmp_path / "run"]
+    assert nodesieve(*command, "--quiet", *quick_flags()) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    aside = tmp_path / "run" / f"{ASIDE}x"  # as SIGKILL leaves it
+    aside.mkdir()
+    for name in before:
+        (tmp_path / "run" / name).rename(aside / name)
+    (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
+    if begun:
+        (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert nodesieve(*command, *quick_flags()) == 2
+    err = capsys.readouterr().err
+    assert "already holds a run" in err
+    assert ("what was there is back" in err) == (not begun)
+    assert not aside.exists()
+    assert ({path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before) == (not begun)
 
 
 def test_nothing_is_set_aside_where_nothing_was(model_directory: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -14,7 +15,7 @@ from nodesieve.batches import EncodedExample, Split
 from nodesieve.config import make_config
 from nodesieve.errors import UserError
 from nodesieve.models import LoadedModel
-from nodesieve.problem import make_problem
+from nodesieve.problem import _resampled, make_problem
 from nodesieve.tasks.base import SPLITS, Example, Task
 from nodesieve.tasks.encode import Encoding, encode, is_one_token
 from nodesieve.tasks.load import load_task
@@ -75,6 +76,18 @@ def test_answers_of_several_tokens_count_by_the_first_or_by_each(tokenizer: PreT
     assert [e.prompt for e in every] == [0, 0, 0, 1]
     assert [e.distractors for e in every] == [(john,), (), (), (john,)]
     assert every[2].clean[-2:] == (every[2].corrupted or ())[-2:] == (mary, and_)
+
+
+def test_a_bootstrap_sample_takes_all_tokens_of_an_answer_or_none() -> None:
+    def example(number: int) -> EncodedExample:
+        return EncodedExample(clean=(number,), corrupted=None, answers=(1,), distractors=(), prompt=number // 3)
+
+    split = Split(examples=tuple(map(example, range(300))), pad_id=0, device=torch.device("cpu"), padding_side="left")
+    drawn = _resampled(split, seed=0)
+    times = Counter(first for example in drawn.examples for first in example.clean)
+    assert len(drawn) == 300
+    assert all(times[number] == times[number - number % 3] for number in range(300))
+    assert 0.3 < sum(times[number] == 0 for number in range(300)) / 300 < 0.45  # 1 / e
 
 
 def test_a_space_that_is_a_token_of_its_own_belongs_to_the_prompt() -> None:

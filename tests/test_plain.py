@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from nodesieve.config import make_config
+from nodesieve.discovery import discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
-from test_cache import make_problem
+from planted import planted_model, planted_task
+from test_cache import config, make_problem
 
 
 @pytest.mark.parametrize("method", ["random", "weight_magnitude", "activation_difference"])
@@ -103,6 +105,28 @@ def test_mlps_of_which_outputs_alone_have_gates_are_worth_their_outputs(method: 
     outputs = (scores if scores.other is None else scores.other).values["mlp_output"].sum(-1)
     torch.testing.assert_close(scores.wholes["mlp_block"], outputs if scores.other is None else outputs.abs())
     assert len(scores.wholes["mlp_block"].unique()) > 1
+
+
+@pytest.mark.parametrize("method", ["weight_magnitude", "activation_difference"])
+def test_what_has_no_measure_of_the_embedding_leaves_it_open(method: str) -> None:
+    options = {"method": method, "levels": "head_dim,mlp_neuron,embedding"}
+    run = discover(planted_model(), planted_task(), make_config({**options, "kl_budget": 0.1, "polish": False}))
+    assert run.scores.levels == ("head_dim", "mlp_neuron")
+    assert run.circuit.size < 1
+    with pytest.raises(UserError, match=f"method {method} expects levels with some of layer, .*, got embedding"):
+        make_config({**options, "levels": "embedding"})
+
+
+@pytest.mark.parametrize("levels", ["mlp_block,mlp_neuron", "mlp_block,expert"])
+@pytest.mark.parametrize("method", ["gate_gradient", "fisher", "weight_magnitude", "activation_difference", "nested"])
+def test_blocks_with_nothing_of_what_has_gates_do_not_go_first(method: str, levels: str) -> None:
+    """Of a model in which one layer has neurons and the others have experts."""
+    problem = make_problem("qwen3_moe-mixed")
+    scores = METHODS[method](problem, config(method=method, levels=levels, steps=1), Journal())
+    if method == "nested":
+        assert "mlp_block" not in scores.levels
+    else:
+        assert bool((scores.values["mlp_block"] > 0).all())
 
 
 def test_nothing_differs_where_prompts_are_the_same() -> None:

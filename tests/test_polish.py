@@ -23,7 +23,7 @@ from nodesieve.polish import _gain, _Polisher, _Stage, polish
 from nodesieve.problem import Problem, make_problem
 from nodesieve.run import RunJournal
 from nodesieve.scores import Scores
-from nodesieve.select import Selection
+from nodesieve.select import Selection, select_budget
 from nodesieve.tasks.base import SplitName
 from planted import PLANTED, kept, planted_model, planted_task
 
@@ -353,6 +353,29 @@ def test_where_looks_promise_too_much_the_budget_is_spent_all_the_same(problem: 
     whole = Circuit.whole(problem.nodes)
     polished, _ = polish(deceiving, selected(deceiving, whole, levels=levels), CONFIG, Journal())
     assert whole.kept("mlp_neuron") - polished.circuit.kept("mlp_neuron") == gone
+
+
+def test_where_outputs_alone_have_gates_as_few_as_may_be_are_kept(problem: Problem) -> None:
+    """Size, which counts leaves, says nothing there."""
+    levels = ("mlp_output",)
+    values = {level: torch.zeros(problem.nodes.shape(level)) for level in LEVELS}
+    values["mlp_output"] = torch.arange(values["mlp_output"].numel()).reshape(values["mlp_output"].shape) / 100
+    values["mlp_output"][1, 4] += 1
+
+    def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:
+        return problem.measured(circuits, "validation")
+
+    chosen = select_budget(Scores(values=values, nodes=problem.nodes, levels=levels), measure, budget=BUDGET)
+    assert kept(chosen.circuit, "mlp_output") == PLANTED["mlp_output"]
+    polished, _ = polish(problem, selected(problem, Circuit.whole(problem.nodes), levels=levels), CONFIG, Journal())
+    assert kept(polished.circuit, "mlp_output") == PLANTED["mlp_output"]
+
+
+@pytest.mark.parametrize(("of_leaves", "done"), [(True, True), (False, False)])
+def test_turns_are_worth_their_time_by_what_has_gates(problem: Problem, of_leaves: bool, done: bool) -> None:
+    stage = _Stage(levels=("mlp_output",), share=1 / 6, spending=True, of_leaves=of_leaves)
+    whole = Circuit.whole(problem.nodes)
+    assert stage.is_done(whole, whole.without({"mlp_output": torch.tensor([[0, 0]])})) == done
 
 
 def test_a_run_says_what_there_was_before() -> None:

@@ -146,6 +146,21 @@ def test_a_finished_run_leaves_nothing_to_go_on_from(finished: Path, tmp_path: P
     assert is_finished(tmp_path)
 
 
+def test_an_unfinished_run_is_not_taken_for_a_finished_one(finished: Path, tmp_path: Path) -> None:
+    run = ns.load_run(finished)
+    run.save(tmp_path)
+    replace(run, metrics={}).save(tmp_path, overwrite=True)
+    assert not is_finished(tmp_path)
+    assert not ns.load_run(tmp_path).metrics
+
+
+@pytest.mark.parametrize("method", ["gate_gradient", "random"])
+def test_scores_have_one_fingerprint_wherever_they_come_from(loaded: LoadedModel, tmp_path: Path, method: str) -> None:
+    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": method}))
+    run.save(tmp_path)
+    assert ns.load_run(tmp_path).scores.fingerprint == run.scores.fingerprint
+
+
 @pytest.fixture(scope="module")
 def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")

@@ -13,7 +13,7 @@ from nodesieve.levels import DEFAULT_LEVELS, LEAVES, LEVELS
 from nodesieve.methods import METHODS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores, standing
-from nodesieve.size_curve import SHARES, UNITS, areas, compactness, cut, size_curve
+from nodesieve.size_curve import SHARES, UNITS, areas, compactness, cut, ranking_of, size_curve
 from test_cache import make_problem
 
 NODES = NodeSpace(layers=3, heads=4, head_dim=5, neurons=20, width=8)
@@ -96,6 +96,13 @@ def test_parts_without_gates_are_open_and_not_counted_whatever_they_score(levels
         circuit = cut(scores, "parts", share)
         assert circuit.kept(ranked) == int(share * NODES.count(ranked))
         assert all(circuit.kept(level) == NODES.count(level) for level in UNITS["parts"] if level != ranked)
+
+
+def test_blocks_without_gates_stand_above_all_wholes_beside_blocks_that_have_some() -> None:
+    base = drawn(MIXED, levels=("mlp_neuron",))
+    scores = Scores(values=base.values, nodes=MIXED, levels=base.levels, wholes={"mlp_block": torch.tensor([2.0, 0.0, 1.0])})
+    assert ranking_of(scores, "parts")["mlp_block"].tolist() == [2.0, torch.inf, 1.0]
+    assert cut(scores, "parts", 0.7).names("mlp_block") == ["mlp_block.0", "mlp_block.1"]
 
 
 def test_nothing_to_rank_is_refused() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags
+from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags, row_of_names, write_rows
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
 from nodesieve.config import SEEDS, make_config
@@ -255,6 +255,12 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
         assert nodesieve(*command[:-1], tmp_path / "planned", "--methods", methods, *more) == 2
         assert message in capsys.readouterr().err
     options.write_text(options.read_text().removesuffix("\ncontroller: target_size"))
+    bare = write_rows(
+        tmp_path / "bare.jsonl", ({"clean": row["clean"], "answers": row["answers"]} for row in map(row_of_names, "abcdefghijkl", "bcdefghijklm"))
+    )
+    for methods, part in (("random,gate_gradient", "distractors"), ("random,activation_difference", "corrupted")):
+        assert nodesieve(*command[:3], "--task", bare, "--out", tmp_path / "planned", "--methods", methods) == 2
+        assert f"expects {part} in every training example" in capsys.readouterr().err
     options.write_text(options.read_text() + "\nmax_minutes: 10")
     assert nodesieve(*command[:-1], tmp_path / "planned", "--methods", "sieve,random") == 2
     assert "max_minutes expects method sieve" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nodesieve.architectures import Architecture
 from nodesieve.errors import UserError
-from nodesieve.levels import LEAVES, LEVELS
+from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors, NodeSpace, closed
 
 
@@ -61,6 +61,11 @@ class Circuit:
     def size(self) -> float:
         """Kept leaves / all leaves."""
         return sum(self.kept(level) for level in LEAVES) / sum(self.nodes.count(level) for level in LEAVES)
+
+    @property
+    def childless(self) -> int:
+        """How many nodes without children are kept, MLP outputs among them, which `size` does not count."""
+        return sum(self.kept(level) for level in CHILDLESS)
 
     @property
     def fingerprint(self) -> str:

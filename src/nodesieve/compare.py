@@ -19,7 +19,9 @@ from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import CURVE, Run, load_run, weights_of
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
+from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.load import task_of
+from nodesieve.tasks.readers import read_task
 
 COMPARISON = "compare.json"
 
@@ -49,6 +51,7 @@ def compare(
         raise UserError("expected options that ask every method for the same, got a target size, which learned gates alone steer to; use keep")
     if set(config.levels) == {"embedding"}:
         raise UserError("expected levels other than the embedding, which alone makes no ranking to compare")
+    _refuse_lacking(plan)
     places = [directory / f"{one.method}-{one.seed}" for one in plan]
     refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}
@@ -68,6 +71,18 @@ def compare(
         rows.append(row(run, curve))
     write_json(directory / COMPARISON, {**about, "rows": rows})
     return {**about, "rows": rows}
+
+
+def _refuse_lacking(plan: Sequence[DiscoverConfig]) -> None:
+    """Raise UserError where training examples of a file lack what one of the methods needs: before the first run, not after some."""
+    config = plan[0]
+    if config.task in BUILTINS or not any(one.row.needs for one in plan):
+        return
+    task = read_task(config.task, seed=config.seed_of_data)
+    for one in plan:
+        for part in one.row.needs:
+            if not all(getattr(example, part) for example in task.splits.get("train", ())):
+                raise UserError(f"method {one.method} expects {part} in every training example, got some without; leave it out of the methods")
 
 
 def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:

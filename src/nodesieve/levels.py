@@ -55,9 +55,12 @@ def nearest(level: str, among: Container[str]) -> str | None:
 
 def measured(levels: Sequence[str], there: Sequence[str]) -> list[str]:
     """The levels without children to measure, of those that are `there`, where `levels` are to be scored: those among them; and in a block in
-    which none of them is, all, since what lies above is scored by what lies below. The embedding only if asked for."""
+    which none of them is, all, since what lies above is scored by what lies below. Where some layers have experts and others have none, that holds
+    for blocks of either kind. The embedding only if asked for."""
     found = [level for level in CHILDLESS if level in levels and level in there]
     for block in ("attention_block", "mlp_block"):
         own = [level for level in CHILDLESS if level in there and block in above(level)]
         found += own if not set(own) & set(found) else []
+    for kind, other in (("mlp_neuron", "expert"), ("expert", "mlp_neuron")):
+        found += [kind] if kind in there and other in found and "mlp_output" not in found else []
     return [level for level in CHILDLESS if level in found]

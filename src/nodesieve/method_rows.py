@@ -42,6 +42,8 @@ PER_LEVEL = {
     "log_alpha_spread": LOG_ALPHA_SPREAD,
 }
 
+OF_LAYERS = tuple(level for level in LEVELS if level != "embedding")
+
 STEERED = ("controller", "target_size", "repair_share")  # options of runs that learn gates to the end
 OF_GATES = (
     *("gate_samples", "estimator", "penalty_form", "lambda_init", "learning_rates", "log_alpha_init", "log_alpha_spread", "warmup_steps"),
@@ -59,6 +61,7 @@ class MethodRow:
         reads: those of the options in `READ`, which not every method takes notice of.
         penalties: its own defaults.
         sees: levels, some of which it needs, and no others of which it looks at.
+        needs: parts of an example that it cannot do without.
         inside: can it search within a circuit?
         planned: can it plan for a time?
     """
@@ -66,6 +69,7 @@ class MethodRow:
     reads: tuple[str, ...] = ()
     penalties: PerLevel = field(default_factory=lambda: PENALTIES)
     sees: tuple[str, ...] = tuple(LEVELS)
+    needs: tuple[Literal["corrupted", "distractors"], ...] = ()
     inside: bool = False
     planned: bool = False
 
@@ -83,11 +87,11 @@ METHOD_ROWS: dict[MethodName, MethodRow] = {
     "coarse": MethodRow(reads=OF_LEARNED_GATES, sees=("layer", "attention_block", "mlp_block", "head")),
     "greedy": MethodRow(sees=("head", "mlp_block")),
     "fisher": MethodRow(),
-    "gate_gradient": MethodRow(),
-    "gate_gradient_ig": MethodRow(),
-    "uniform_gradient": MethodRow(),
-    "activation_difference": MethodRow(),
-    "weight_magnitude": MethodRow(),
+    "gate_gradient": MethodRow(needs=("distractors",)),
+    "gate_gradient_ig": MethodRow(needs=("distractors",)),
+    "uniform_gradient": MethodRow(needs=("distractors",)),
+    "activation_difference": MethodRow(sees=OF_LAYERS, needs=("corrupted",)),
+    "weight_magnitude": MethodRow(sees=OF_LAYERS),
     "random": MethodRow(),
 }
 READ = tuple(dict.fromkeys(name for row in METHOD_ROWS.values() for name in row.reads))

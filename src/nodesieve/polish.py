@@ -28,13 +28,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.journal import POLISHING, Journal, State
-from nodesieve.levels import CHILDLESS, LEVELS
+from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.metrics import in_percent
 from nodesieve.parts import NOTHING, TRIES, Part, as_many_of, cheapest_parts, helpful_parts, less
 from nodesieve.problem import Problem
@@ -55,12 +56,14 @@ class _Stage:
     levels: tuple[str, ...]
     share: float | None  # of a childless level's nodes in a layer, heads and blocks one by one; None: all one by one, where they are few
     spending: bool
+    of_leaves: bool = True  # have any leaves gates, whose number then says how far it has come?
     opening: bool = False  # of heads that are closed
 
     def is_done(self, before: Circuit, after: Circuit) -> bool:
         """Has a turn closed so little that another is not worth its time?"""
         kept, left = (sum(circuit.kept(level) for level in self.levels if level not in CHILDLESS) for circuit in (before, after))
-        return after.size > (1 - LITTLE) * before.size and left >= (1 - FEW) * kept
+        fine, finer = (circuit.size if self.of_leaves else circuit.childless for circuit in (before, after))
+        return finer > (1 - LITTLE) * fine and left >= (1 - FEW) * kept
 
 
 def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journal: Journal, *, limit: float = math.inf) -> tuple[Selection, float]:
@@ -97,20 +100,21 @@ def polish(problem: Problem, selection: Selection, config: DiscoverConfig, journ
 
 def _stages(levels: Sequence[str]) -> Iterator[_Stage]:
     childless = tuple(level for level in levels if level in CHILDLESS)
+    stage = partial(_Stage, of_leaves=bool(set(levels) & set(LEAVES)))
     blocks, heads = (tuple(level for level in wholes if level in levels) for wholes in (BLOCKS, HEADS))
     for wholes in (blocks, heads):
-        yield _Stage(levels=wholes, share=None, spending=False)
+        yield stage(levels=wholes, share=None, spending=False)
     for share in PARTS:
-        yield _Stage(levels=childless, share=share, spending=False)
+        yield stage(levels=childless, share=share, spending=False)
     small, smallest = SMALLER
     spending = [
-        _Stage(levels=(*blocks, *heads, *childless), share=small, spending=True),
-        _Stage(levels=childless, share=smallest, spending=True),
-        _Stage(levels=childless, share=None, spending=True),
+        stage(levels=(*blocks, *heads, *childless), share=small, spending=True),
+        stage(levels=childless, share=smallest, spending=True),
+        stage(levels=childless, share=None, spending=True),
     ]
     yield from spending
     for _ in range(TIMES if heads else 0):
-        yield _Stage(levels=heads, share=None, spending=False, opening=True)
+        yield stage(levels=heads, share=None, spending=False, opening=True)
         yield from spending
 
 
@@ -127,11 +131,11 @@ class _Polisher:
     def smallest(self) -> Selection:
         """What there was before heads came back, if no fewer nodes are left since."""
         before = self._before
-        return self.now if before is None or _childless(self.now.circuit) < _childless(before.circuit) else before
+        return self.now if before is None or self.now.circuit.childless < before.circuit.childless else before
 
     def reopen(self, journal: Journal, *, until: float) -> bool:
         """Open closed heads without which the KL is higher -> are there any? Not if the last ones that came back were little or no gain."""
-        if self._before is not None and _childless(self.now.circuit) > (1 - LITTLE) * _childless(self._before.circuit):
+        if self._before is not None and self.now.circuit.childless > (1 - LITTLE) * self._before.circuit.childless:
             return False
         self._before = self.now
         heads = [("head", index.unsqueeze(0)) for index in self._closed_heads()]
@@ -237,14 +241,10 @@ def _goes_on(journal: Journal, until: float) -> Callable[[int, int], bool]:
     return goes_on
 
 
-def _childless(circuit: Circuit) -> int:
-    return sum(circuit.kept(level) for level in CHILDLESS)
-
-
 def _gain(circuit: Circuit, part: Part) -> int:
     """How many nodes without children go with a part."""
     level, index = part
     if level in CHILDLESS:
         return len(index)
     smaller = less(circuit, [part])
-    return _childless(circuit) - _childless(smaller)
+    return circuit.childless - smaller.childless

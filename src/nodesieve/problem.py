@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nodesieve.ablations import ABLATIONS, Ablation, Activations, Corrupted
-from nodesieve.batches import Batch, Split, mix, order_of
+from nodesieve.batches import Batch, EncodedExample, Split, mix, order_of
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
@@ -222,9 +222,13 @@ def _measured_at_once(model: GatedModel, task: EncodedTask, config: DiscoverConf
 
 
 def _resampled(split: Split, seed: int) -> Split:
-    """As many examples, drawn with replacement."""
-    drawn = torch.randint(len(split), (len(split),), generator=torch.Generator().manual_seed(mix(seed, 17)))
-    return replace(split, examples=tuple(split.examples[i] for i in drawn.tolist()))
+    """As many prompts, drawn with replacement, with all examples of each."""
+    by_prompt: dict[int, list[EncodedExample]] = {}
+    for example in split.examples:
+        by_prompt.setdefault(example.prompt, []).append(example)
+    prompts = list(by_prompt.values())
+    drawn = torch.randint(len(prompts), (len(prompts),), generator=torch.Generator().manual_seed(mix(seed, 17)))
+    return replace(split, examples=tuple(example for i in drawn.tolist() for example in prompts[i]))
 
 
 def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:

@@ -107,7 +107,10 @@ class Run:
             own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}  # a method may give one tensor two meanings
             scratch.write_bytes(save(own, {"format": "pt"}))  # save_file's are readable by nobody else
         write_json(out / DESCRIPTION, {**self.description, "levels": levels, "thresholds": dict.fromkeys(levels, self.threshold)})
-        write_json(out / METRICS, self.metrics)
+        if self.metrics:
+            write_json(out / METRICS, self.metrics)
+        else:  # unfinished, and nobody is to take it for more
+            (out / METRICS).unlink(missing_ok=True)
         write_config(out, self.config)
         write_text(out / HISTORY, "".join(json.dumps(row) + "\n" for row in self.history))
         if self.metrics:  # finished: nothing is left to go on from

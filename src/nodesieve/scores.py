@@ -44,7 +44,7 @@ class Scores:
         """Hexadecimal SHA-256 of the scores of all levels that have some."""
         found = hashlib.sha256()
         for group in ({level: self.values[level] for level in self.levels}, self.wholes or {}):
-            for name, x in group.items():
+            for name, x in ((level, group[level]) for level in self.nodes.levels if level in group):  # in one order, whatever wrote them
                 found.update(f"{name} {tuple(x.shape)}".encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
         return found.hexdigest()
 
@@ -104,9 +104,8 @@ def standing(scores: Scores) -> LevelTensors:
 
 def standing_of_parts(scores: Scores) -> LevelTensors:
     """How heads and MLP blocks rank, by level: as wholes where the method scores them so and they can close, else by `standing`."""
-    found = standing(scores)
     wholes = scores.wholes or {}
-    return {level: wholes[level] if level in wholes and can_close(found, level, scores.nodes) else x for level, x in found.items()}
+    return {level: torch.where(x == torch.inf, x, wholes[level]) if level in wholes else x for level, x in standing(scores).items()}
 
 
 def can_close(standing: LevelTensors, level: str, nodes: NodeSpace) -> bool:

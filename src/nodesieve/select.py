@@ -69,7 +69,7 @@ def select_budget(scores: Scores, measure: Measure, *, budget: float, look: Meas
     found = [selection for reading in readings for selection in _searched(reading, measure, look or measure, budget=budget, upper=upper)]
     met = [selection for selection in found if selection.met]
     if met:
-        return min(met, key=lambda selection: (selection.circuit.size, selection.kl))
+        return min(met, key=lambda selection: (selection.circuit.size, selection.circuit.childless, selection.kl))
     return min(found, key=lambda selection: selection.kl_upper)
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nodesieve.run import Run
 
 
+ASIDE = ".before-"  # what directories are called in which a run waits that another is to take the place of
+
+
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One flag for each field of DiscoverConfig; None means "not given", so that --config and defaults can fill it."""
     hints = get_type_hints(DiscoverConfig)
@@ -103,6 +106,7 @@ def command(
         if config.within is not None and directory.resolve() == Path(config.within).resolve():
             raise UserError(f"--within expects the directory of another run than --out, got {str(directory)!r} for both")
     with alone_in(directory):
+        _bring_back(directory)
         if resume is None:
             used = file_of_a_run(directory)
             if used is not None and not overwrite:
@@ -124,7 +128,7 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
     from nodesieve.discovery import Interrupted
     from nodesieve.discovery import discover as run_discovery
     from nodesieve.models import model_of
-    from nodesieve.run import METRICS, resuming, write_config
+    from nodesieve.run import resuming, write_config
     from nodesieve.tasks.load import task_of
 
     loaded = model_of(config, trust_remote_code=trust_remote_code)
@@ -138,7 +142,6 @@ def _discover(config: DiscoverConfig, directory: Path, *, fresh: bool, quiet: bo
         except KeyboardInterrupt as interrupted:
             if isinstance(interrupted, Interrupted):
                 interrupted.run.save(directory, overwrite=True)
-                (directory / METRICS).unlink(missing_ok=True)
             back = replaces and not _has_begun(directory)
             end = "before there was anything to go on from; what was there is back" if back else f"go on with: {resuming(directory)}"
             print(f"stopped{' ' if back else '; '}{end}", file=sys.stderr)
@@ -169,6 +172,24 @@ def _report(directory: Path, run: Run) -> Path:
     return directory / REPORT
 
 
+def _bring_back(directory: Path) -> None:
+    """What was there before a run that was to take its place and was killed with nothing to go on from."""
+    for aside in directory.glob(f"{ASIDE}*"):
+        if not _has_begun(directory):
+            _put_back(aside, directory)
+            print(f"a run that was to replace the one in {str(directory)!r} was killed before it had begun; what was there is back", file=sys.stderr)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, directory: Path) -> None:
+    from nodesieve.run import CONFIG, HISTORY
+
+    for name in (CONFIG, HISTORY):
+        (directory / name).unlink(missing_ok=True)
+    for path in aside.iterdir():
+        path.rename(directory / path.name)
+
+
 @contextmanager
 def _set_aside(directory: Path) -> Iterator[bool]:
     """Makes room for a run in `directory` -> was there another? What that one has left goes for good only once the new one is done, or was stopped
@@ -176,7 +197,7 @@ def _set_aside(directory: Path) -> Iterator[bool]:
     from nodesieve.run import CONFIG, FILES, HISTORY
 
     try:
-        aside = Path(tempfile.mkdtemp(dir=directory, prefix=".before-"))
+        aside = Path(tempfile.mkdtemp(dir=directory, prefix=ASIDE))
         for name in FILES:
             if (directory / name).is_file():
                 (directory / name).rename(aside / name)
@@ -189,11 +210,11 @@ def _set_aside(directory: Path) -> Iterator[bool]:
         yield replaces
     except BaseException as error:
         stopped = isinstance(error, click.exceptions.Exit)  # a run that was stopped is gone on with from its config alone
-        if not _has_begun(directory) and (replaces or not stopped):
+        if replaces and not _has_begun(directory):
+            _put_back(aside, directory)
+        elif not stopped and not _has_begun(directory):
             for name in (CONFIG, HISTORY):
                 (directory / name).unlink(missing_ok=True)
-            for path in aside.iterdir() if replaces else ():
-                path.rename(directory / path.name)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from nodesieve.cli.common import PATH, model_of_run, run_argument, trust_remote_
 from nodesieve.errors import UserError
 
 if TYPE_CHECKING:
+    from nodesieve.models import LoadedModel
     from nodesieve.run import Run
 
 
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
     help="hf: a checkpoint for transformers; mib: Mechanistic Interpretability Benchmark",
 )
 @click.option("--model", help="the model, where it has moved since the run")
+@click.option("--device", help="torch device; by default the run's own")
 @click.option("--ablation", type=click.Choice(["mean", "zero"]), help="for hf: what closed nodes hold; by default as in the run")
 @trust_remote_code_option
-def command(directory: Path, out: Path, kind: str, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
+def command(directory: Path, out: Path, kind: str, model: str | None, device: str | None, ablation: Any, trust_remote_code: bool) -> None:
     """Write the circuit in DIRECTORY to OUT.
 
     hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
@@ -39,18 +43,19 @@ def command(directory: Path, out: Path, kind: str, model: str | None, ablation: 
     from nodesieve.run import is_of_a_run, load_run
 
     run = load_run(directory)
+    load = partial(model_of_run, run, model=model, device=device, trust_remote_code=trust_remote_code)
     if kind == "hf":
-        _checkpoint(run, directory, out, model=model, ablation=ablation, trust_remote_code=trust_remote_code)
+        _checkpoint(run, directory, out, load, ablation=ablation)
     elif ablation is not None:
         raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
     else:
         if is_of_a_run(out, directory):
             raise UserError(f"OUT expects another file than the run's own, got {str(out)!r}")
-        _mib(run, out, model=model, trust_remote_code=trust_remote_code)
+        _mib(run, out, load)
     print(out)
 
 
-def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> None:
+def _mib(run: Run, out: Path, load: Callable[[], LoadedModel]) -> None:
     from nodesieve.circuit import refuse_other_nodes
     from nodesieve.files import write_json
     from nodesieve.interop import to_mib
@@ -58,13 +63,12 @@ def _mib(run: Run, out: Path, *, model: str | None, trust_remote_code: bool) -> 
 
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"OUT expects a file in a directory that exists, got {str(out)!r}")
-    loaded = model_of_run(run, model=model, trust_remote_code=trust_remote_code)
-    gated = gate(loaded.model)
+    gated = gate(load().model)
     refuse_other_nodes(run.circuit, gated.nodes)
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gated)))
 
 
-def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, ablation: Any, trust_remote_code: bool) -> None:
+def _checkpoint(run: Run, directory: Path, out: Path, load: Callable[[], LoadedModel], *, ablation: Any) -> None:
     from nodesieve.ablations import ABLATIONS
     from nodesieve.evaluation import problem_of
     from nodesieve.export import export
@@ -78,7 +82,7 @@ def _checkpoint(run: Run, directory: Path, out: Path, *, model: str | None, abla
         )
     if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"OUT expects a new or empty directory, in one that exists, got {str(out)!r}")
-    loaded = model_of_run(run, model=model, trust_remote_code=trust_remote_code)
+    loaded = load()
     problem = problem_of(loaded, task_of(run.config, loaded.tokenizer), run, ablation=ablation)
     found = export(problem, loaded.tokenizer, run.circuit, out, beside={DESCRIPTION: (directory / DESCRIPTION).read_text("utf-8")})
     print(

@@ -28,7 +28,7 @@ from nodesieve.methods.adam import ADAM_BETAS, falling, moments, put_back
 from nodesieve.methods.fisher import fisher_information
 from nodesieve.nodes import LevelTensors, NodeSpace, up_to
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, raised
+from nodesieve.scores import Scores, fold_upwards, raised
 
 SMALLEST = 0.01  # sizes are drawn evenly on a log scale from here to everything
 START = 3.0  # the leaves' numbers at the start are spread evenly over this much, by rank of Fisher information
@@ -77,13 +77,17 @@ class _Ranking:
         self.leaves = [level for level in LEAVES if level in config.levels and level in nodes.levels]
         if not self.leaves:
             raise UserError(f"--method nested expects --levels with some of {', '.join(LEAVES)}, got {', '.join(config.levels)}")
-        ranked = {level for leaf in self.leaves for level in above(leaf)}  # what has no ranked leaf in it cannot be told apart
-        self.levels = (*(level for level in LEVELS if level in ranked and level in config.levels), *self.leaves)
+        self.levels = (*(level for level in config.levels if level not in LEAVES and self._can_be_told_apart(level)), *self.leaves)
         self.values = {level: torch.zeros(nodes.shape(level), device=device, requires_grad=True) for level in self.levels}
         self.adam = torch.optim.Adam(list(self.values.values()), lr=LEARNING_RATE, betas=ADAM_BETAS)
         self.present = torch.cat([nodes.present(level).flatten() for level in self.leaves]).to(device)
         self.step = 0
         self.seconds = 0.0
+
+    def _can_be_told_apart(self, level: str) -> bool:
+        """Has every node of it a ranked leaf in it?"""
+        ranked = {name: self.nodes.present(name) & torch.tensor(name in self.leaves) for name in LEVELS}
+        return bool(fold_upwards(ranked, lambda own, below: own | below.any(-1))[level][self.nodes.present(level)].all())
 
     @torch.no_grad()
     def start(self, information: LevelTensors) -> None:

@@ -7,7 +7,7 @@
   output is in the stream already).
 
 Nodes without children are scored; what lies above them gets the highest score among its descendants. As wholes, heads and MLP blocks are scored by
-the sum over their leaves, or drawn a number too.
+the sum over their leaves, or drawn a number too. The embedding has a score of `random` alone: the others' of it would not compare.
 """
 
 from __future__ import annotations
@@ -95,4 +95,5 @@ def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> S
     absent = {level: ~problem.nodes.present(level) for level in LEVELS}
     seen = measured(config.levels, problem.nodes.levels)
     values = {level: value.masked_fill(absent[level], 0.0) if level in seen else torch.zeros_like(value) for level, value in values.items()}
-    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.levels, wholes=sums_of_leaves(values))
+    levels = tuple(level for level in config.levels if level in config.row.sees)
+    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=levels, wholes=sums_of_leaves(values))
