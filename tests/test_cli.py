@@ -244,6 +244,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_knows_its_own_file_from_another_directory(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the path that it was given leads nowhere."""
+    file, out = prompts_of_names(tmp_path / "task.jsonl"), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert nodesieve("discover", "--model", model_directory, "--task", "task.jsonl", *quick_flags(), "--out", out, "--quiet") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert nodesieve("evaluate", out, "--task", file) == 0
+    prompts_of_names(file, first=1)
+    capsys.readouterr()
+    assert nodesieve("evaluate", out, "--task", "../task.jsonl") == 2
+    assert "examples that the run was made with" in capsys.readouterr().err
+
+
 def test_no_command_at_all_gets_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert nodesieve() == 2
     lines = capsys.readouterr().err.splitlines()

@@ -34,6 +34,18 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_director
     assert error.count("\n") == 1
 
 
+def test_a_path_that_speaks_of_safetensors_is_no_reason_to_unpickle(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "in-safetensors"
+    shutil.copytree(model_directory, directory)
+    (directory / "config.json").write_text("{")
+    assert nodesieve("check-model", directory) == 2
+    error = capsys.readouterr().err
+    assert "could not load" in error
+    assert "use_safetensors" not in error
+
+
 def test_weights_that_are_not_finite_are_refused(loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = copy.deepcopy(loaded.model)
     broken.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
@@ -86,6 +98,16 @@ def _with_another_layer(directory: Path) -> None:
     _with(directory, model__layers__3__mlp__up_proj__weight=torch.ones(48, 32))
 
 
+def _with_a_width_in_words(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "hidden_size": "32"}))
+
+
+def _with_a_newer_tokenizer(directory: Path) -> None:
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps({**tokenizer, "model": {"type": "Newer"}}))
+
+
 def _with_code(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}))
 
@@ -97,6 +119,8 @@ def _with_code(directory: Path) -> None:
         (_with_biases, "it has none for model.layers.0.self_attn.q_proj.bias in"),
         (_with_an_adapter, "it has none for model.layers.0.mlp.up_proj.lora_A.weight in .* adapters merged"),
         (_with_another_layer, "it has none for model.layers.3.mlp.up_proj.weight in"),
+        (_with_a_width_in_words, "could not load"),
+        (_with_a_newer_tokenizer, "could not load"),
         (_cut, "could not load"),
         (_pointer, "a Git LFS pointer"),
         (_without_a_weight, "expected all weights of the model in .* found none for model.layers.1.mlp.up_proj.weight"),

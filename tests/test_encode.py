@@ -17,7 +17,7 @@ from nodesieve.errors import UserError
 from nodesieve.models import LoadedModel
 from nodesieve.problem import _resampled, make_problem
 from nodesieve.tasks.base import SPLITS, Example, Task
-from nodesieve.tasks.encode import Encoding, encode, is_one_token
+from nodesieve.tasks.encode import Encoding, _Encoder, encode, is_one_token
 from nodesieve.tasks.load import load_task
 
 
@@ -153,6 +153,27 @@ def test_prompts_can_go_through_the_chat_template(tokenizer: PreTrainedTokenizer
     chatty.chat_template = "{% for m in messages %}( {{ m.content }} ){% endfor %}{% if add_generation_prompt %} :{% endif %}"
     found = encode(one_task(GAVE, GAVE), chatty, aligned=True, device=torch.device("cpu"), encoding=Encoding(chat_template=True))["test"].examples[0]
     assert chatty.decode(list(found.clean)) == "( While Mary gave ) :"
+
+
+@pytest.mark.parametrize(("answer", "distractor"), [(" Mary", " John"), ("4", "2")])
+def test_answers_are_read_as_the_models_turn_begins(answer: str, distractor: str) -> None:
+    tokenizer = with_a_space_before_each_text()
+    tokenizer.chat_template = "{{ messages[0].content + '\n' }}"
+    example = Example(clean="Mary to", corrupted="John to", answers=(answer,), distractors=(distractor,))
+    chat = Encoding(chat_template=True)
+    found = encode(one_task(example, example), tokenizer, aligned=True, device=torch.device("cpu"), encoding=chat)["test"].examples[0]
+    for said, tokens in ((answer, found.answers), (distractor, found.distractors)):
+        whole = tokenizer("Mary to\n" + said.lstrip(), add_special_tokens=False)["input_ids"]
+        assert list(found.clean + tokens) == whole[: len(found.clean) + 1]
+
+
+def test_templates_that_write_the_date_write_the_same_on_any_day_and_failing_ones_are_refused() -> None:
+    chatty = word_tokenizer()
+    for template, refused in (("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}", False), ("{{ raise_exception('no system turn') }}", True)):
+        chatty.chat_template = template
+        encoder = _Encoder(chatty, Encoding(chat_template=True), context=None, vocabulary=len(chatty))
+        with pytest.raises(UserError, match="takes a user's turn alone, got TemplateError: no system turn") if refused else nullcontext():
+            assert encoder._as_turns(["Mary"]) == ["26 Jul 2024 Mary"]
 
 
 def test_prompts_beyond_the_context_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

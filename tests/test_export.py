@@ -129,7 +129,7 @@ def export(*arguments: object) -> int:
 
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
 def test_a_run_becomes_a_checkpoint_that_needs_nothing_of_ours(
-    ablation: str, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ablation: str, model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "circuit"
     flags = ["--method", "random", "--ablation", ablation, "--keep", "0.2", *quick_flags()]
@@ -152,6 +152,10 @@ def test_a_run_becomes_a_checkpoint_that_needs_nothing_of_ours(
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # weights are as readable as the rest
     assert export(run, out) == 2
     assert "expects a new or empty directory" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert export(run, ".") == 2
+    assert "with a name of its own" in capsys.readouterr().err
     assert export(run, tmp_path / "nowhere" / "circuit") == 2
     assert nodesieve("export", run, tmp_path / "mib.json", "--ablation", "zero") == 2
     assert "expects --format hf" in capsys.readouterr().err

@@ -13,12 +13,12 @@ import pytest
 import torch
 from gguf import GGUFWriter, RopeScalingType
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import nodesieve as ns
 from command_line import nodesieve
 from conftest import random_tokens, tiny_model
-from nodesieve.weights import CONVERSION, cache_directory
+from nodesieve.weights import CONVERSION, _read_gguf, cache_directory
 
 BLOCK = {
     "self_attn.q_proj": "attn_q",
@@ -130,6 +130,24 @@ def test_a_damaged_gguf_file_is_refused_and_nothing_kept(
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "cache").exists()
+
+
+def test_of_two_that_convert_at_once_the_first_to_be_done_is_kept(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may be reading it."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, model)
+
+    def meanwhile(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        monkeypatch.undo()
+        monkeypatch.setenv("NODESIEVE_CACHE", str(tmp_path / "cache"))
+        found = _read_gguf(path)
+        kept.append(Path(ns.load_model(str(file)).model.name_or_path).stat().st_ino)
+        return found
+
+    kept: list[int] = []
+    monkeypatch.setattr("nodesieve.weights._read_gguf", meanwhile)
+    assert [Path(ns.load_model(str(file)).model.name_or_path).stat().st_ino] == kept
+    assert len(list((tmp_path / "cache" / "converted").iterdir())) == 1
 
 
 def test_what_is_converted_is_kept_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

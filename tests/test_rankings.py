@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -156,6 +157,14 @@ def test_attributions_go_on_after_the_last_gate_level(levels_through: int, tmp_p
         assert torch.equal(again.values[level], scores.values[level])
     assert resumed.model.passes == whole.model.passes
     assert before >= whole.model.passes.backward * levels_through / IG_LEVELS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts what started a program, too")
+def test_peak_memory_is_not_that_of_what_started_the_run() -> None:
+    code = "from nodesieve.usage import Memory; print(Memory().peak())"
+    start = f"import subprocess, sys; x = bytearray(900_000_000); subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    told = subprocess.run([sys.executable, "-c", start], check=True, capture_output=True, text=True)
+    assert 10**7 < int(told.stdout) < 9 * 10**8
 
 
 @pytest.mark.parametrize("part", [SCORING, POLISHING])

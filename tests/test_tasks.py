@@ -298,6 +298,7 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("clean,answers\na,\"[' he', ' she']\"\n", "line 2: expected text or a JSON list such as .* under 'answers', got .*he"),
         ("clean,answers\na,[1]\n", "line 2: expected text or a JSON list such as"),
         ('{"clean": "a", "answers": ["x", 3]}\n', "expected text or token ids under 'answers', got both"),
+        ('{"clean": "a", "corrupted": "b <predict>y</predict>", "answers": ["x"]}\n', "line 1: expected a <predict> tag in 'clean', too"),
     ],
 )
 def test_bad_files_are_refused_in_one_line_that_says_where(tmp_path: Path, content: str, message: str) -> None:
@@ -306,6 +307,20 @@ def test_bad_files_are_refused_in_one_line_that_says_where(tmp_path: Path, conte
     with pytest.raises(UserError, match=message) as caught:
         read_task(file, seed=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("clean,corrupted,answer,distractors", "a {i},b, x, y"),
+        ("clean,corrupted,answers,distractor", "a {i},b, x, y"),
+        (None, '{{"clean": "a {i} <predict>x</predict>", "corrupted": "b", "distractors": [" y"]}}'),
+    ],
+)
+def test_distractors_are_read_under_whichever_name_they_have(tmp_path: Path, header: str | None, row: str) -> None:
+    file = tmp_path / "task"
+    file.write_text("".join(f"{line}\n" for line in [*([header] if header else []), *(row.format(i=i) for i in range(10))]))
+    assert {(e.answers, e.distractors) for e in read_task(file, seed=0).splits["train"]} == {((" x",), (" y",))}
 
 
 def test_files_that_are_no_text_and_directories_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -155,12 +155,12 @@ class Cache:
             self._prefixes[key] = []
             for block in blocks:
                 self._prefixes[key].append((self._end, torch.empty_like(block, device="meta")))
-                self._write(self._end, block)
+                self._write(self._end, block.cpu())
                 self._end += block.nbytes
         blocks = [torch.empty(like.shape, dtype=like.dtype) for _, like in self._prefixes[key]]
         for (place, _), block in zip(self._prefixes[key], blocks, strict=True):
             self._read(place, block)
-        return Prefix.of(blocks) if blocks else None
+        return Prefix.of([block.to(batch.index.device) for block in blocks]) if blocks else None
 
     def _read(self, place: int, into: Tensor) -> None:
         self._file.seek(place)

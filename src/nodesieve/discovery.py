@@ -92,6 +92,7 @@ def discover(
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
+    examples |= {"place": task.place} if task.place else {}
     described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=outer, examples=examples, loss=loss)
     journal.say(SCORING)
     clock = time.monotonic()
@@ -163,7 +164,7 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
     outer = load_run(config.within)
     if outer.circuit.nodes != problem.nodes:
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {outer.circuit.nodes}")
-    if task.is_from(outer.config.task):  # with other test examples, some of them may be among those that the outer circuit was found on
+    if outer.was_found_on(task):  # with other test examples, some of them may be among those that the outer circuit was found on
         refuse_other_examples(outer.description, task, ("test",))
     if not outer.was_found_in(weights):
         journal.note(f"the weights of {config.model} are not those that the circuit in {config.within} was found in")

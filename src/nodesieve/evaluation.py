@@ -70,7 +70,7 @@ def problem_of(
     if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
         raise UserError(f"expected splits as a list of some of {', '.join(SPLITS)}, got {splits!r}")
     averaged: tuple[SplitName, ...] = ("train",) if ABLATIONS[ablation or run.config.ablation].averaged else ()
-    if task.is_from(run.config.task):
+    if run.was_found_on(task):
         refuse_other_examples(run.description, task, (*splits, *averaged))
     elif averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
         own = task_of(run.config, loaded.tokenizer)

@@ -77,6 +77,11 @@ class Run:
     description: Mapping[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
+    def was_found_on(self, task: Task) -> bool:
+        """Is it from where the run's own examples came from, be they others by now?"""
+        place = self.description.get("examples", {}).get("place")
+        return task.is_from(self.config.task) or (place is not None and place == task.place)
+
     def was_found_in(self, weights: str) -> bool:
         """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
         return weights_of(self.description) in (None, weights)

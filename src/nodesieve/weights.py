@@ -93,7 +93,9 @@ def _converted(file: Path, digest: str) -> Path:
         with replacing(target) as scratch:
             scratch.mkdir(parents=True)
             write_checkpoint(scratch, model, tokenizer)
-            if target.exists():
+            if (target / "config.json").is_file():
+                raise FileExistsError(target)
+            if target.exists():  # a part of one
                 shutil.rmtree(target)
     except (OSError, SafetensorError) as error:
         if (target / "config.json").is_file():  # another process was faster
@@ -175,8 +177,11 @@ def read_checkpoint(
         with Quiet():
             model, told = AutoModelForCausalLM.from_pretrained(source, **reading, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and "safetensors" in str(error):
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # configs and tokenizers that are not as they should be meet readers that raise anything
+        lacks = isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not Path(source).is_dir()
+        if lacks and "safetensors" in str(error).replace(source, ""):
             raise _pickled(name) from error
         hint = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
         if "trust_remote_code" in str(error):

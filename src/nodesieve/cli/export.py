@@ -80,8 +80,8 @@ def _checkpoint(run: Run, directory: Path, out: Path, load: Callable[[], LoadedM
             "--format hf expects closed nodes that hold constants, got a circuit in which they hold what corrupted prompts give; "
             f"take --ablation mean or zero, and see what that does to the circuit with: nodesieve evaluate {quote(str(directory))} --ablation mean"
         )
-    if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise UserError(f"OUT expects a new or empty directory, in one that exists, got {str(out)!r}")
+    if out.name in ("", "..") or not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(f"OUT expects a new or empty directory with a name of its own, in one that exists, got {str(out)!r}")
     loaded = load()
     problem = problem_of(loaded, task_of(run.config, loaded.tokenizer), run, ablation=ablation)
     found = export(problem, loaded.tokenizer, run.circuit, out, beside={DESCRIPTION: (directory / DESCRIPTION).read_text("utf-8")})

@@ -57,6 +57,11 @@ class Task:
     duplicates: int = 0
     drawn: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str | None:
+        """Of a task from a file, the hexadecimal SHA-256 of its whole path, which says nothing of whose it is."""
+        return hashlib.sha256(str(Path(self.source).resolve()).encode()).hexdigest() if Path(self.source).is_file() else None
+
     def is_from(self, source: str) -> bool:
         """Is this where the task comes from, be a file's path written in another way?"""
         return Path(self.source).resolve() == Path(source).resolve()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Unequal = Literal["skip", "error"]
 AnswerTokens = Literal["first", "all"]
+# Before chat templates that write the date: a run is to have the same prompts on any day.
+ON_ONE_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 CHUNK = 4096  # texts given to the tokenizer at once
 
 
@@ -60,13 +62,16 @@ def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "")
     return not after or going_on(tokenizer, after + text) == going_on(tokenizer, after) + ids
 
 
-def going_on(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def going_on(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> list[int]:
     """Token ids of a text that goes on from another one.
 
     Some tokenizers (Llama 2's, Mistral's, Phi-3's) put a space of their own before whatever they are given, which is not there within a text. So it
     is read behind a letter, or, where it does not begin with a space, at the start of a line; alone only if the two run together into other tokens.
+
+    Args:
+        before: what it goes on from, where that is known.
     """
-    before = "a" if text[:1].isspace() else "\n"
+    before = before or ("a" if text[:1].isspace() else "\n")
     start, both, alone = (list[int](ids) for ids in tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"])
     return both[len(start) :] if both[: len(start)] == start else alone
 
@@ -210,10 +215,19 @@ class _Encoder:
         if not texts:
             return []
         if self._encoding.chat_template:
-            turns = [[{"role": "user", "content": text}] for text in texts]
-            rendered = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            return [tuple(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+            return [tuple(ids) for ids in self._tokenizer(self._as_turns(texts), add_special_tokens=False)["input_ids"]]
         return [tuple(ids[: len(ids) - self._closing]) for ids in self._tokenizer(texts)["input_ids"]]
+
+    def _as_turns(self, texts: list[str]) -> list[str]:
+        """Each as a user's turn, behind which the model's begins; on one day for all, since templates may write the date."""
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        try:
+            template = self._tokenizer.get_chat_template()
+            one_day = ON_ONE_DAY * ("strftime_now" in template) + template
+            rendered: list[str] = self._tokenizer.apply_chat_template(turns, chat_template=one_day, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program of its own
+            raise UserError(f"--chat-template expects a template that takes a user's turn alone, got {type(error).__name__}: {error}") from error
+        return rendered
 
     def _answer(self, answer: Answer, example: Example) -> tuple[int, ...]:
         if answer not in self._known:
@@ -225,8 +239,8 @@ class _Encoder:
                     )
                 self._known[answer] = (answer,)
             else:
-                begins = self._encoding.chat_template  # an assistant's turn, without a space
-                ids = self._tokenizer(answer.lstrip(" "), add_special_tokens=False)["input_ids"] if begins else going_on(self._tokenizer, answer)
+                turn = self._as_turns(["a"])[0] if self._encoding.chat_template else ""  # in which an answer comes first, without a space
+                ids = going_on(self._tokenizer, answer.lstrip(" ") if turn else answer, before=turn)
                 self._known[answer] = tuple(ids)
                 if not self._known[answer]:
                     raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")

@@ -184,6 +184,8 @@ def _read_lines(text: str, path: str) -> Iterator[Row]:
             raise UserError(f"{at}: expected a JSON object, got {type(row).__name__}")
         if "answers" in row and _is_tagged(row):
             raise UserError(f"{at}: expected answers under 'answers' or in a <predict> tag, got both")
+        if not _is_tagged(row) and "<predict>" in str(row.get("corrupted")):
+            raise UserError(f"{at}: expected a <predict> tag in 'clean', too, got one in 'corrupted' alone")
         yield _tagged_row(row, at) if _is_tagged(row) else _row(row, at)
 
 
@@ -220,12 +222,13 @@ def _tagged_row(row: Mapping[str, Any], at: str) -> Row:
     prompt, space = _before_tag(clean)
     corrupted = _text(row, "corrupted", at) if row.get("corrupted") is not None else None
     wrong = _TAG.findall(corrupted or "")
+    told = (space + wrong[0],) if len(wrong) == 1 and wrong[0] != tags[0] else ()
     return Row(
         example=Example(
             clean=prompt,
             corrupted=None if corrupted is None else _before_tag(corrupted)[0],
             answers=(space + tags[0],),
-            distractors=(space + wrong[0],) if len(wrong) == 1 and wrong[0] != tags[0] else (),
+            distractors=_texts(row, "distractors", at, required=False) or told,
         ),
         split=_split_name(row, at),
         at=at,
@@ -270,7 +273,13 @@ def _skip(text: str, place: int) -> int:
 # CSV with token ids (EAP-IG) or text
 
 SHOWN = 200  # characters of a header that is refused
-CSV_COLUMNS = (("correct_idx", "incorrect_idx"), ("clean_answer_idx", "corrupted_answer_idx"), ("answer", "distractor"), ("answers", "distractors"))
+OF_TEXT = ("distractor", "distractors")
+CSV_COLUMNS: dict[str, tuple[str, ...]] = {  # of answers, and of distractors beside them
+    "correct_idx": ("incorrect_idx",),
+    "clean_answer_idx": ("corrupted_answer_idx",),
+    "answer": OF_TEXT,
+    "answers": OF_TEXT,
+}
 
 
 def _read_csv(text: str, path: str) -> Iterator[Row]:
@@ -279,12 +288,12 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(body, newline=""), strict=True)
     try:
         header = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        pair = next(((good, bad) for good, bad in CSV_COLUMNS if good in header), None)
-        if pair is None:
+        good = next((name for name in CSV_COLUMNS if name in header), None)
+        if good is None:
             got = ", ".join(map(repr, header))  # a quote out of place makes the lines below it part of a column's name
             shown = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
-            raise UserError(f"{path}, line {1 + above}: expected a column among {', '.join(good for good, _ in CSV_COLUMNS)}, got {shown}")
-        good, bad = pair
+            raise UserError(f"{path}, line {1 + above}: expected a column among {', '.join(CSV_COLUMNS)}, got {shown}")
+        bad = next((name for name in CSV_COLUMNS[good] if name in header), "")
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{path}, line {1 + above}: expected each column once, got {twice!r} twice")
