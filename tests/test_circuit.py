@@ -227,3 +227,28 @@ def test_levels_that_were_not_scored_are_kept_wherever_their_ancestors_are() -> 
     assert circuit.kept("head_dim") == 3
     assert circuit.kept("attention_block") == 1
     assert circuit.kept("mlp_neuron") == 8
+
+
+def test_what_a_method_had_on_its_way_is_taken_where_it_is_smaller() -> None:
+    rising, falling = ranked([float(i) for i in range(1, 21)]), ranked([float(i) for i in range(20, 0, -1)])
+
+    def measure(circuits: Sequence[Circuit]) -> list[torch.Tensor]:  # the first leaf is needed
+        return [torch.full((50,), 0.0 if bool(circuit.masks["head_dim"][0, 0, 0]) else 1.0) for circuit in circuits]
+
+    chosen = select_budget(replace(rising, earlier=replace(falling, threshold=15.5)), measure, budget=0.5)
+    assert chosen.circuit.size == 5 / 20
+
+
+def test_biases_and_experts_of_part_of_a_model_are_counted() -> None:
+    def fewer(name: str, **closed: list[list[int]]) -> int:
+        architecture = resolve(tiny_model(name))
+        gone = {level: torch.tensor(index) for level, index in closed.items()}
+        count = count_parameters(Circuit.whole(architecture.nodes).without(gone), architecture)
+        return count.total - count.kept
+
+    width, neurons, experts = 32, 48, 4
+    assert fewer("gpt2", attention_block=[[0]]) == 4 * (width * width + width)
+    assert fewer("gpt2", mlp_output=[[1, 0]]) == neurons + 1
+    assert fewer("mixtral", expert=[[0, 1]]) == 3 * width * neurons
+    assert fewer("mixtral", mlp_output=[[1, 0]]) == experts * neurons
+    assert fewer("mixtral", mlp_block=[[2]]) == experts * width + experts * 3 * width * neurons

@@ -296,3 +296,24 @@ def test_intervals_take_prompts_for_independent_and_not_the_tokens_of_their_answ
     alone, together = _intervals(*rows, prompts=range(50)), _intervals(*repeated, prompts=[i // 4 for i in range(200)])
     for name in ("kl", "logit_diff", "faithfulness"):
         assert together[name] == pytest.approx(alone[name])
+
+
+def test_an_exact_match_is_with_the_full_model_be_it_right_or_wrong() -> None:
+    problem = make_problem(planted_model(), planted_task(about=1), make_config({"force": True}))  # of which the model knows nothing
+    found = evaluate_circuit(problem, Circuit.whole(problem.nodes))
+    assert found.full["test"]["accuracy"] < 0.8
+    assert found.circuit["test"]["exact_match"] == 1
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_any_child_may_be_the_one_that_a_kept_parent_keeps(by_layer: bool) -> None:
+    nodes = NodeSpace(layers=3, heads=4, head_dim=6, neurons=20, width=10)
+    whole = Circuit.whole(nodes)
+    one = whole.without(
+        {level: whole.masks[level].nonzero()[whole.masks[level].nonzero()[:, -1] > 0] for level in ("head_dim", "mlp_neuron", "mlp_output")}
+    )
+    drawn = [random_circuit(one, by_layer=by_layer, seed=seed) for seed in range(200)]
+    for level in ("head_dim", "mlp_neuron", "mlp_output"):
+        share = torch.stack([circuit.masks[level] for circuit in drawn]).float().mean(0)
+        assert float(share.min()) > 0, level
+        assert float(share.mean()) == pytest.approx(1 / nodes.shape(level)[-1])

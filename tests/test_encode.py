@@ -19,6 +19,7 @@ from nodesieve.problem import _resampled, make_problem
 from nodesieve.tasks.base import SPLITS, Example, Task
 from nodesieve.tasks.encode import Encoding, _Encoder, encode, is_one_token
 from nodesieve.tasks.load import load_task
+from planted import planted_model, planted_task
 
 
 def one_task(*examples: Example) -> Task:
@@ -201,3 +202,15 @@ def test_every_config_s_word_for_the_longest_prompt_is_known(name: str, context:
     loaded = LoadedModel(id=name, revision=None, model=tiny_model(name, vocabulary=len(tokenizer)), tokenizer=tokenizer)
     with pytest.raises(UserError, match=f"expected prompts of at most {context} tokens") if context else nullcontext():
         make_problem(loaded, load_task(rows, tokenizer), make_config({"force": True}))
+
+
+def test_a_bootstrap_draws_training_prompts_anew_for_each_seed_and_nothing_else() -> None:
+    whole, one, again, other = (
+        make_problem(planted_model(), planted_task(), make_config(options)).task
+        for options in ({}, *({"bootstrap": True, "seed": seed, "data_seed": 0} for seed in (1, 1, 2)))
+    )
+    drawn = [[example.prompt for example in task["train"].examples] for task in (whole, one, again, other)]
+    assert drawn[1] == drawn[2]
+    assert len({*map(tuple, drawn)}) == 3
+    assert all({*prompts} < {*drawn[0]} and len(prompts) == len(drawn[0]) for prompts in drawn[1:])
+    assert all(task[split].examples == whole[split].examples for task in (one, other) for split in ("validation", "test"))

@@ -10,7 +10,7 @@ import torch
 
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig
-from nodesieve.methods.looks import Looks
+from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate
 from nodesieve.problem import Problem, make_problem
 from planted import planted_model, planted_task
@@ -60,3 +60,16 @@ def test_near_the_budget_each_round_looks_at_other_examples_first(monkeypatch: p
     assert not looks.agree(look, mean / 1.3 if mean > 0 else mean * 1.3)
     assert looks.agree(look, abs(mean))
     torch.testing.assert_close(looks.kls, whole)
+
+
+def test_looks_hold_the_budget_against_the_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, spread = random_problem(), torch.tensor([0.0, 0.2] * 3)
+    monkeypatch.setattr(sys.modules[Looks.__module__], "QUICK", 2)
+    monkeypatch.setattr(Looks, "_measured", lambda looks, circuit, start, stop=None: spread[start:stop])
+    whole = Circuit.whole(problem.nodes)
+    looks = Looks(problem, DiscoverConfig(kl_budget=0.3))
+    looks.begin(whole)
+    assert len(looks.kls) == 6  # half of the budget lies above the mean of the first two, and below its upper end
+    assert looks.kl_upper == problem.upper_bound(spread) > 0.15 > looks.kl
+    looks.config = DiscoverConfig(kl_budget=0.12)
+    assert not looks.agree(Look(candidate=candidate(whole), kls=spread[:2], start=0, rise=0.0, doubt=0.0), math.inf)

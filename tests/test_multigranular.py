@@ -7,12 +7,16 @@ import torch
 
 import nodesieve as ns
 from command_line import FEW, QUICK
+from nodesieve.cache import training_cache
 from nodesieve.config import make_config
+from nodesieve.journal import Journal
 from nodesieve.levels import LEVELS
 from nodesieve.method_rows import LEARNING_RATES, LOG_ALPHA_INIT, PENALTIES
+from nodesieve.methods.fisher import fisher_information
 from nodesieve.methods.multigranular import _Run
 from nodesieve.models import LoadedModel
 from nodesieve.problem import make_problem
+from planted import planted_model, planted_task
 
 
 def test_gates_warm_up_and_end_with_repair(loaded: LoadedModel) -> None:
@@ -55,3 +59,31 @@ def test_what_is_dropped_stays_closed_whatever_a_controller_wants_open(loaded: L
     assert float(run.log_alpha["mlp_neuron"].detach()[0].max()) <= 0
     assert float(run.log_alpha["mlp_neuron"].detach()[1].min()) > LOG_ALPHA_INIT["mlp_neuron"]
     assert run.circuit().masks["mlp_neuron"].any(-1).tolist() == [False, *[True] * (problem.nodes.layers - 1)]
+
+
+def test_nodes_of_least_fisher_information_start_nearest_to_closing() -> None:
+    options = make_config({"method": "multigranular", "learning_dtype": "float32", "batch_size": 8})
+    problem = make_problem(planted_model(), planted_task(), options)
+    run = _Run(problem, problem, options)
+    cache = training_cache(problem, options, None)
+    run.spread(cache, Journal())
+    information = fisher_information(problem, options, Journal(), values=cache.values)
+    for level in ("head_dim", "mlp_neuron"):
+        order = information[level].flatten().argsort(stable=True)
+        assert bool((run.log_alpha[level].detach().flatten()[order].diff() >= 0).all())
+        assert float(run.log_alpha[level].detach().max()) == pytest.approx(options.log_alpha_init[level])
+
+
+@pytest.mark.parametrize(("form", "head"), [("own", 1.0), ("nested", 0.5), ("reached", 0.5)])
+def test_penalties_count_what_is_reached(form: str, head: float) -> None:
+    options = make_config({"method": "multigranular", "penalty_form": form, "learning_dtype": "float32"})
+    problem = make_problem(planted_model(), planted_task(), options)
+    run = _Run(problem, problem, options)
+    with torch.no_grad():
+        for x in run.log_alpha.values():
+            x.fill_(30.0)
+        run.log_alpha["attention_block"][0] = -30.0
+    shares = run.open_shares()
+    assert float(shares["head"].detach()) == pytest.approx(head)
+    (gradient,) = torch.autograd.grad(shares["head"], run.log_alpha["attention_block"], allow_unused=True)
+    assert (gradient is not None) == (form == "nested")

@@ -15,6 +15,7 @@ from nodesieve.errors import UserError
 from nodesieve.journal import Journal
 from nodesieve.levels import LEAVES
 from nodesieve.methods import METHODS
+from nodesieve.metrics import logit_difference
 from planted import planted_model, planted_task
 from test_cache import config, make_problem
 
@@ -135,3 +136,22 @@ def test_nothing_differs_where_prompts_are_the_same() -> None:
     assert all(float(scores[level].abs().max()) == 0 for level in ("head_dim", "mlp_neuron"))
     apart = METHODS["activation_difference"](make_problem(), make_config({}), Journal()).values
     assert float(apart["mlp_neuron"].min()) > 0
+
+
+def test_attributions_with_their_sign_are_how_the_logit_difference_falls_as_a_gate_closes() -> None:
+    problem = make_problem()
+    scores = METHODS["gate_gradient"](problem, make_config({"learning_dtype": "float32"}), Journal())
+    assert scores.other is not None
+    signed = scores.other.values["mlp_neuron"]
+    batch = problem.task["train"].batch(range(6))
+
+    def mean(gate: float, index: tuple[int, int]) -> float:
+        gates = problem.nodes.full(1.0)
+        gates["mlp_neuron"][index] = gate
+        with torch.no_grad():
+            return float(logit_difference(problem.model.gated_logits(batch.clean, gates, problem.ablation.values(batch)), batch).double().mean())
+
+    for flat in (signed.argmax(), signed.argmin()):
+        index = tuple(int(i) for i in torch.unravel_index(flat, signed.shape))
+        slope = (mean(1.0, index) - mean(0.9, index)) / 0.1  # type: ignore[arg-type]
+        assert slope == pytest.approx(float(signed[index]), rel=0.2)

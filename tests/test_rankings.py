@@ -25,6 +25,7 @@ from nodesieve.problem import make_problem
 from nodesieve.run import RunJournal
 from nodesieve.size_curve import UNITS, cut
 from planted import PLANTED, planted_model, planted_task
+from test_cache import make_problem as random_problem
 
 BUDGET = 0.1
 
@@ -208,3 +209,39 @@ def _kept(nodes: NodeSpace, gone: list[tuple[int, int]]) -> dict[str, torch.Tens
 
 def _all(values: torch.Tensor) -> list[tuple[int, ...]]:
     return [tuple(index) for index in torch.ones_like(values).nonzero().tolist()]
+
+
+@pytest.mark.parametrize("method", ["sieve", "multigranular", "nested"])
+def test_searches_go_by_the_seed(method: str) -> None:
+    problem = random_problem()
+    options = {"method": method, "steps": 2, "batch_size": 3, "kl_budget": 0.1, "learning_dtype": "float32"}
+    first, again, other = (METHODS[method](problem, make_config({**options, "seed": seed}), Journal()).values["head_dim"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_nested_learns_from_the_log_of_the_kl() -> None:
+    journal = Journal()
+    problem = make_problem(planted_model(), planted_task(), make_config({}))
+    METHODS["nested"](problem, make_config({"method": "nested", "steps": 2, "batch_size": 8, "learning_dtype": "float32"}), journal)
+    for row in journal.history:
+        assert row["loss"] == pytest.approx(float(torch.tensor(row["kls"]).log1p().mean()), abs=1e-3)
+        assert row["loss"] < row["kl"] - 0.01
+
+
+def test_what_one_leaf_gains_others_lose() -> None:
+    ranking = _Ranking(NodeSpace(layers=2, heads=3, head_dim=4, neurons=8, width=12), make_config({}), torch.device("cpu"))
+    with torch.no_grad():
+        for value in ranking.values.values():
+            value.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)))
+    sampled, _ = ranking.sample(4)
+    sum(sampled[leaf].sum() for leaf in ranking.leaves).backward()  # type: ignore[union-attr]
+    moved = torch.cat([ranking.values[leaf].grad.flatten() for leaf in ranking.leaves])  # type: ignore[union-attr]
+    assert moved.abs().max() < 1e-5  # as many are open before a step and after it
+
+
+def test_each_sweep_allows_twice_as_much() -> None:
+    problem = make_problem(planted_model(), planted_task(), make_config({}))
+    search = _Search(problem, make_config({"kl_budget": 0.1}))
+    search.end_sweep()
+    assert search.tolerance == pytest.approx(2 * 0.1 / 1024)

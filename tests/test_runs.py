@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ from nodesieve.report.page import render
 from nodesieve.run import RunJournal
 from nodesieve.tasks.base import SPLITS
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
-from nodesieve.tasks.words import PLACES
+from nodesieve.tasks.words import MALE_NAMES, PLACES
 from planted import planted_model, planted_task
 
 
@@ -386,3 +387,23 @@ def test_a_revision_is_of_the_model_that_it_was_given_for(model_directory: Path)
     assert config.changed({"seed": 1}).revision == "abc"
     with pytest.raises(UserError, match="expected a model directory"):
         model_of(config, model="")
+
+
+def test_the_budget_is_held_against_all_of_validation_data_by_prompts(loaded: LoadedModel) -> None:
+    """More of it than looks ask for, three pairs for each prompt."""
+
+    def rows(split: str, names: Sequence[str], others: Sequence[str]) -> list[dict[str, str]]:
+        pairs = [(a, b, other) for a, b in pairwise(names) for other in others]
+        return [{"clean": f"{a} and {b} went", "corrupted": f"{other} and {b} went", "answers": f" {a}", "split": split} for a, b, other in pairs]
+
+    parts = {"train": NAMES[:12], "validation": NAMES[12:73], "test": NAMES[73:90]}
+    records = [row for split, names in parts.items() for row in rows(split, names, MALE_NAMES[:3])]
+    task, options = ns.load_task(records, loaded.tokenizer), make_config({**QUICK, "method": "random", "kl_budget": 0.05})
+    run = ns.discover(loaded, task, options)
+    problem = make_problem(loaded, task, options)
+    (kl,) = problem.losses([run.circuit], "validation")
+    assert len(kl) == 180
+    assert 0 < run.circuit.size < 1
+    told = run.metrics["budget"]["validation_kl_upper"]
+    assert told == pytest.approx(problem.upper_bound(kl), rel=1e-3)
+    assert all(told != pytest.approx(other, rel=1e-3) for other in (metrics.upper_bound(kl), problem.upper_bound(kl[:128])))
