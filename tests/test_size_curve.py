@@ -102,7 +102,8 @@ def test_blocks_without_gates_stand_above_all_wholes_beside_blocks_that_have_som
     base = drawn(MIXED, levels=("mlp_neuron",))
     scores = Scores(values=base.values, nodes=MIXED, levels=base.levels, wholes={"mlp_block": torch.tensor([2.0, 0.0, 1.0])})
     assert ranking_of(scores, "parts")["mlp_block"].tolist() == [2.0, torch.inf, 1.0]
-    assert cut(scores, "parts", 0.7).names("mlp_block") == ["mlp_block.0", "mlp_block.1"]
+    for share, kept in ((0.1, ["mlp_block.1"]), (0.5, ["mlp_block.0", "mlp_block.1"]), (1.0, ["mlp_block.0", "mlp_block.1", "mlp_block.2"])):
+        assert cut(scores, "parts", share).names("mlp_block") == kept
 
 
 def test_nothing_to_rank_is_refused() -> None:
@@ -118,6 +119,8 @@ def test_a_curve_ends_at_the_whole_model(method: str) -> None:
     for unit in ("parts", "leaves"):
         points = found[unit]["points"]
         assert [point["share"] for point in points] == list(SHARES)
+        total = sum(problem.nodes.count(level) for level in UNITS[unit])
+        assert [point["nodes"] for point in points] == [int(share * total) for share in SHARES]
         assert points[-1]["kl"] == pytest.approx(0, abs=1e-6)
         assert points[-1]["faithfulness"] == pytest.approx(1)
         assert points[0]["kl"] > points[-1]["kl"]
