@@ -182,11 +182,12 @@ def _bring_back(directory: Path) -> None:
 
 
 def _put_back(aside: Path, directory: Path) -> None:
+    """Takes away what a run leaves that has not begun, and brings back what was set aside for it, if there was anything."""
     from nodesieve.run import CONFIG, HISTORY
 
     for name in (CONFIG, HISTORY):
         (directory / name).unlink(missing_ok=True)
-    for path in aside.iterdir():
+    for path in aside.iterdir() if aside.is_dir() else ():
         path.rename(directory / path.name)
 
 
@@ -194,7 +195,7 @@ def _put_back(aside: Path, directory: Path) -> None:
 def _set_aside(directory: Path) -> Iterator[bool]:
     """Makes room for a run in `directory` -> was there another? What that one has left goes for good only once the new one is done, or was stopped
     with something to go on from; where it is refused or stopped before that, all is as it was."""
-    from nodesieve.run import CONFIG, FILES, HISTORY
+    from nodesieve.run import FILES
 
     try:
         aside = Path(tempfile.mkdtemp(dir=directory, prefix=ASIDE))
@@ -210,11 +211,8 @@ def _set_aside(directory: Path) -> Iterator[bool]:
         yield replaces
     except BaseException as error:
         stopped = isinstance(error, click.exceptions.Exit)  # a run that was stopped is gone on with from its config alone
-        if replaces and not _has_begun(directory):
+        if not _has_begun(directory) and (replaces or not stopped):
             _put_back(aside, directory)
-        elif not stopped and not _has_begun(directory):
-            for name in (CONFIG, HISTORY):
-                (directory / name).unlink(missing_ok=True)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
