@@ -235,7 +235,8 @@ def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pyt
     assert nodesieve(*command, "--methods", "random,weight_magnitude", "--quiet") == 0  # nothing to make
     assert nodesieve(*command, "--methods", "random,fisher") == 2
     assert "that the run in" in capsys.readouterr().err
-    for name in ("circuit.safetensors", "size_curve.json"):
+    (out / "random-0" / "controls-few-test-mean.json").write_text("{}")
+    for name in ("circuit.safetensors", "size_curve.json", "controls-few-test-mean.json"):
         assert nodesieve("report", out / "random-0", "--out", out / "random-0" / name) == 2
     assert "another file than those of a run" in capsys.readouterr().err
     curve.unlink()

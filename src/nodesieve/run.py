@@ -52,6 +52,7 @@ DIMENSIONS = {"head_dim": 3, "mlp_neuron": 2, "expert": 2, "mlp_output": 2}  # o
 NAMES = {dict: "a JSON object", str: "a text", int: "a whole number", float: "a number"}
 STATES = {SCORING: "checkpoint.safetensors", POLISHING: "polishing.safetensors"}  # there while a run is unfinished
 CURVE, STABILITY = "size_curve.json", "stability.json"  # what other commands have measured of it
+CONTROLS = "controls-*.json"  # beside it, one for each task, split and ablation
 FILES = (CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT, *STATES.values(), CURVE, STABILITY)
 
 
@@ -130,7 +131,7 @@ def file_of_a_run(directory: Path) -> str | None:
 
 def is_of_a_run(path: Path, directory: Path) -> bool:
     """Is it a file of a run there?"""
-    return path.resolve() in {(directory / name).resolve() for name in FILES}
+    return path.resolve() in {place.resolve() for place in (*(directory / name for name in FILES), *directory.glob(CONTROLS))}
 
 
 def has_state(directory: Path) -> bool:
