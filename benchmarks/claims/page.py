@@ -80,7 +80,7 @@ def at_a_glance(result: dict[str, Any]) -> list[str]:
         for method in METHODS:
             found = {task: of_method(by_task.get(task, []), method) for task in TASKS}
             if any(found.values()):
-                cells = (shares({seed: one["size"] for seed, one in kept.items()}, starred=earlier(kept)) for kept in found.values())
+                cells = (shares(sizes(kept), starred=earlier(kept)) for kept in found.values())
                 lines.append([method + addition, *cells])
     return table(["leaves kept by", *TASKS], lines)
 
@@ -97,7 +97,7 @@ def beside_the_sieve(result: dict[str, Any]) -> list[str]:
         cells = []
         for task in TASKS:
             own, other = (of_method(result["tasks"].get(task, []), name) for name in (METHODS[0], method))
-            polished = over({seed: one["size"] for seed, one in own.items()}, {seed: one["size"] for seed, one in other.items()})
+            polished = over(sizes(own), sizes(other))
             cut = over(unpolished(result, task, METHODS[0]), unpolished(result, task, method))
             cells.append(f"{shares(polished, digits=0, starred=earlier(own) ^ earlier(other))} ({shares(cut, digits=0)})" if polished or cut else "-")
         lines.append([method, *cells])
@@ -107,9 +107,11 @@ def beside_the_sieve(result: dict[str, Any]) -> list[str]:
 def unpolished(result: dict[str, Any], task: str, method: str) -> dict[int, float]:
     """Sizes before polishing by seed; where nothing was polished, of what was cut once."""
     once = of_method(result["settings"].get(CUT, {}).get(task, []), method)
-    return {seed: one["size"] for seed, one in once.items()} | {
-        seed: one["unpolished"] for seed, one in of_method(result["tasks"].get(task, []), method).items()
-    }
+    return sizes(once) | sizes(of_method(result["tasks"].get(task, []), method), "unpolished")
+
+
+def sizes(by_seed: dict[int, dict[str, Any]], which: str = "size") -> dict[int, float]:
+    return {seed: one[which] for seed, one in by_seed.items()}
 
 
 def over(these: dict[int, float], those: dict[int, float]) -> dict[int, float]:

@@ -108,6 +108,11 @@ def standing_of_parts(scores: Scores) -> LevelTensors:
     return {level: torch.where(x == torch.inf, x, wholes[level]) if level in wholes else x for level, x in standing(scores).items()}
 
 
+def gated(standing: LevelTensors, level: str, nodes: NodeSpace) -> Tensor:
+    """Which nodes of a level have gates, of their own or above or below them?"""
+    return nodes.present(level) & (standing[level] != torch.inf)
+
+
 def can_close(standing: LevelTensors, level: str, nodes: NodeSpace) -> bool:
-    """Have nodes of a level gates, of their own or above or below them?"""
-    return not bool((standing[level][nodes.present(level)] == torch.inf).all())
+    """Have any nodes of a level gates?"""
+    return bool(gated(standing, level, nodes).any())

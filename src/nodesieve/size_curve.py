@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nodesieve.circuit import Circuit
 from nodesieve.errors import UserError
@@ -26,7 +25,7 @@ from nodesieve.evaluation import measure_with_faithfulness
 from nodesieve.levels import LEAVES, LEVELS
 from nodesieve.nodes import LevelTensors
 from nodesieve.problem import Problem
-from nodesieve.scores import Scores, can_close, standing, standing_of_parts
+from nodesieve.scores import Scores, can_close, gated, standing, standing_of_parts
 from nodesieve.tasks.base import SplitName
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -49,7 +48,8 @@ def size_curve(problem: Problem, scores: Scores, *, split: SplitName = "test", b
     for unit in UNITS:
         circuits = [cut(scores, unit, share) for share in SHARES]
         rows = measure_with_faithfulness(problem, circuits, split)
-        total = sum(int(_has_gates(ranks, level, scores).sum()) for level, ranks in ranking_of(scores, unit).items())
+        ranking = ranking_of(scores, unit)
+        total = sum(int(gated(ranking, level, scores.nodes).sum()) for level in ranking)
         points = [{"share": share, "nodes": int(share * total), **row} for share, row in zip(SHARES, rows, strict=True)]
         found[unit] = {"points": points, **areas(points), "compactness": None if budget is None else compactness(points, budget)}
     return found
@@ -59,10 +59,10 @@ def cut(scores: Scores, unit: str, share: float) -> Circuit:
     """The int(share * n) nodes of `unit` that stand highest, what lies above them and, for parts, what lies below."""
     nodes, ranking = scores.nodes, ranking_of(scores, unit)
     levels = list(ranking)
-    gated = torch.cat([_has_gates(ranking[level], level, scores).flatten() for level in levels])
+    counted = torch.cat([gated(ranking, level, nodes).flatten() for level in levels])
     ranked = torch.cat([ranking[level].flatten() for level in levels])
     kept = ranked == torch.inf
-    kept[ranked.masked_fill(~gated, -torch.inf).argsort(descending=True, stable=True)[: int(share * int(gated.sum()))]] = True
+    kept[ranked.masked_fill(~counted, -torch.inf).argsort(descending=True, stable=True)[: int(share * int(counted.sum()))]] = True
     masks = {level: nodes.present(level) for level in LEVELS}
     sizes = [nodes.present(level).numel() for level in levels]
     for level, own in zip(levels, kept.split(sizes), strict=True):  # type: ignore[no-untyped-call]
@@ -74,11 +74,6 @@ def ranking_of(scores: Scores, unit: str) -> LevelTensors:
     """Where the nodes of a unit stand, by level; without levels that are always open, for having no gates of their own nor above or below them."""
     ranking = standing(scores) if unit == "leaves" else standing_of_parts(scores)
     return {level: ranking[level] for level in UNITS[unit] if can_close(ranking, level, scores.nodes)}
-
-
-def _has_gates(ranks: Tensor, level: str, scores: Scores) -> Tensor:
-    """Which nodes of a level are ranked: those that exist and can close; of a block without gates, others of its level may have some."""
-    return scores.nodes.present(level) & (ranks != torch.inf)
 
 
 def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

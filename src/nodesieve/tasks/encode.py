@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -229,6 +230,11 @@ class _Encoder:
             raise UserError(f"--chat-template expects a template that takes a user's turn alone, got {type(error).__name__}: {error}") from error
         return rendered
 
+    @cached_property
+    def _turn(self) -> str:
+        """In chat mode what an answer comes behind, first and without a space; any prompt's ends alike."""
+        return self._as_turns(["a"])[0] if self._encoding.chat_template else ""
+
     def _answer(self, answer: Answer, example: Example) -> tuple[int, ...]:
         if answer not in self._known:
             if isinstance(answer, int):
@@ -239,8 +245,7 @@ class _Encoder:
                     )
                 self._known[answer] = (answer,)
             else:
-                turn = self._as_turns(["a"])[0] if self._encoding.chat_template else ""  # in which an answer comes first, without a space
-                ids = going_on(self._tokenizer, answer.lstrip(" ") if turn else answer, before=turn)
+                ids = going_on(self._tokenizer, answer.lstrip(" ") if self._turn else answer, before=self._turn)
                 self._known[answer] = tuple(ids)
                 if not self._known[answer]:
                     raise UserError(f"expected answers of at least one token, got {answer!r} for the prompt {example.clean!r}")
