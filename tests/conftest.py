@@ -19,10 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 import nodesieve.tasks
 from nodesieve.batches import Tokens
+from nodesieve.config import DiscoverConfig
 from nodesieve.families import FAMILIES
 from nodesieve.gated_model import GatedModel
 from nodesieve.models import LoadedModel
+from nodesieve.problem import Problem, make_problem
 from nodesieve.tasks import words
+from planted import planted_model, planted_task
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell: tests that press Ctrl-C want it heard
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,3 +157,9 @@ def model_directory(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
     tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """The planted model's task, with default options."""
+    return make_problem(planted_model(), planted_task(), DiscoverConfig())

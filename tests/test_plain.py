@@ -73,12 +73,14 @@ def test_attributions_are_read_by_size_and_with_their_sign() -> None:
     assert torch.equal(scores.values["mlp_neuron"], signed.abs())
 
 
-def test_attributions_of_examples_of_which_one_has_no_distractor_are_refused() -> None:
-    problem = make_problem()
-    train = problem.task["train"]
-    problem.task.splits["train"] = replace(train, examples=(*train.examples[1:], replace(train.examples[0], distractors=())))
-    with pytest.raises(UserError, match="expects distractors, since it follows the logit difference; got examples without"):
-        METHODS["gate_gradient"](problem, make_config({}), Journal())
+@pytest.mark.parametrize(("method", "part", "nothing"), [("gate_gradient", "distractors", ()), ("activation_difference", "corrupted", None)])
+def test_an_example_without_what_a_method_needs_is_refused(method: str, part: str, nothing: Any) -> None:
+    task = planted_task()
+    first, *others = task.splits["train"]
+    lacking = replace(task, splits={**task.splits, "train": (*others, replace(first, **{part: nothing}))})
+    for ablation in ("mean", "counterfactual"):
+        with pytest.raises(UserError, match=f"method {method} expects {part} in every training example, got some without"):
+            discover(planted_model(), lacking, make_config({"method": method, "ablation": ablation}))
 
 
 def test_gates_are_integrated_over_the_middles_of_equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:

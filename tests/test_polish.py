@@ -30,11 +30,6 @@ BUDGET = 0.1
 CONFIG = make_config({"kl_budget": BUDGET, "batch_size": 8})
 
 
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    return make_problem(planted_model(), planted_task(), DiscoverConfig())
-
-
 def selected(problem: Problem, circuit: Circuit, levels: tuple[str, ...] = DEFAULT_LEVELS) -> Selection:
     """A circuit whose nodes all score alike."""
     scores = Scores(values={level: torch.ones(problem.nodes.shape(level)) for level in LEVELS}, nodes=problem.nodes, levels=levels)

@@ -11,19 +11,14 @@ import pytest
 import torch
 
 from nodesieve.circuit import Circuit
-from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.config import make_config
 from nodesieve.discovery import discover
 from nodesieve.journal import Journal
 from nodesieve.polish import _Polisher, _Stage, polish
-from nodesieve.problem import Problem, make_problem
+from nodesieve.problem import Problem
 from nodesieve.tasks.base import SplitName
 from planted import planted_model, planted_task
 from test_polish import BUDGET, CONFIG, Additive, polisher_of, selected
-
-
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    return make_problem(planted_model(), planted_task(), DiscoverConfig())
 
 
 @pytest.mark.parametrize(("last", "upper"), [(9.0, None), (0.0, 9.0)])

@@ -21,16 +21,11 @@ from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate, Prices
 from nodesieve.methods.sieve import MOST, ROUND, _places, _Round, _Sieve, sieve
 from nodesieve.nodes import LevelTensors
-from nodesieve.problem import Problem, make_problem
+from nodesieve.problem import Problem
 from nodesieve.run import RunJournal
 from planted import PLANTED, kept, planted_model, planted_task
 
 BUDGET = 0.1
-
-
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    return make_problem(planted_model(), planted_task(), DiscoverConfig())
 
 
 def config(**options: Any) -> DiscoverConfig:

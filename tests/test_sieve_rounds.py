@@ -10,22 +10,16 @@ import torch
 
 from nodesieve.cache import training_cache
 from nodesieve.circuit import Circuit
-from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.config import make_config
 from nodesieve.journal import Journal
 from nodesieve.methods.asking import Asked, ask
 from nodesieve.methods.looks import Looks
 from nodesieve.methods.sieve import _Round, _Sieve, sieve
-from nodesieve.problem import Problem, make_problem
+from nodesieve.problem import Problem
 from nodesieve.tasks.base import SplitName
-from planted import planted_model, planted_task
 from test_cache import make_problem as random_problem
 from test_polish import Additive
 from test_sieve import BUDGET, config
-
-
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    return make_problem(planted_model(), planted_task(), DiscoverConfig())
 
 
 def test_what_is_asked_is_asked_at_the_circuit_and_of_each_example(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,15 +74,13 @@ def compare(
 
 
 def _refuse_lacking(plan: Sequence[DiscoverConfig]) -> None:
-    """Raise UserError where training examples of a file lack what one of the methods needs: before the first run, not after some."""
+    """`Task.refuse_lacking` for every method, of a task in a file: before the first run, not after some."""
     config = plan[0]
     if config.task in BUILTINS or not any(one.row.needs for one in plan):
         return
     task = read_task(config.task, seed=config.seed_of_data)
     for one in plan:
-        for part in one.row.needs:
-            if not all(getattr(example, part) for example in task.splits.get("train", ())):
-                raise UserError(f"method {one.method} expects {part} in every training example, got some without; leave it out of the methods")
+        task.refuse_lacking(one.row.needs, method=one.method)
 
 
 def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:

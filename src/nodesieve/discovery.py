@@ -69,6 +69,7 @@ def discover(
     """
     config = _of_what_is_given(config or DiscoverConfig(), loaded, task)
     journal = journal or Journal()
+    task.refuse_lacking(config.row.needs, method=config.method)
     problem = make_problem(loaded, task, config, loss=loss)
     journal.passes = problem.model.passes
     journal.memory.device = problem.model.device

@@ -15,7 +15,8 @@ from nodesieve.files import absent, alone_in, read_json, remove_empty
 from nodesieve.models import LoadedModel, model_of
 from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, has_state, is_finished, load_run, read_config, refuse_other_examples, weights_of, write_config
 from nodesieve.tasks import BUILTINS
-from nodesieve.tasks.readers import read_task, refuse_records
+from nodesieve.tasks.readers import read_task
+from nodesieve.tasks.rows import refuse_records
 
 
 def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, trust_remote_code: bool = False) -> None:

@@ -24,7 +24,6 @@ import torch
 
 from nodesieve.batches import mix
 from nodesieve.config import DiscoverConfig
-from nodesieve.errors import UserError
 from nodesieve.journal import Journal, State
 from nodesieve.levels import LEAVES, LEVELS, measured
 from nodesieve.methods.sensitivity import GateLevel, gate_gradients, open_gates, uniform_gates
@@ -55,8 +54,6 @@ def gate_gradient_ig(problem: Problem, config: DiscoverConfig, journal: Journal)
 def _scores(problem: Problem, config: DiscoverConfig, journal: Journal, *gate_levels: GateLevel) -> Scores:
     """Averaged over examples and gate levels, the same examples at each; goes on after the last gate level that was through."""
     nodes = problem.nodes
-    if any(not example.distractors for example in problem.task["train"].examples):
-        raise UserError(f"--method {config.method} expects distractors, since it follows the logit difference; got examples without")
     levels = measured(config.levels, nodes.levels)
     total = {level: torch.zeros(nodes.shape(level), device=problem.model.device) for level in LEVELS}
     count = min(EXAMPLES // len(gate_levels), len(problem.task["train"]))

@@ -44,8 +44,6 @@ def weight_magnitude(problem: Problem, config: DiscoverConfig, journal: Journal)
 @torch.no_grad()
 def activation_difference(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     train, nodes, model = problem.task["train"], problem.nodes, problem.model
-    if not train.has_corrupted:
-        raise UserError("--method activation_difference expects a corrupted prompt for every example, got some without")
     total = {level: torch.zeros(nodes.shape(level), device=model.device) for level in LEVELS}
     tokens = done = 0
     for batch in train.batches(config.batch_size, first=EXAMPLES):

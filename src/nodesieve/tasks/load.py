@@ -13,7 +13,8 @@ from nodesieve.errors import UserError
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task, build
 from nodesieve.tasks.encode import is_one_token
-from nodesieve.tasks.readers import RECORDS, Records, read_task, refuse_records, task_from_records
+from nodesieve.tasks.readers import read_task
+from nodesieve.tasks.rows import RECORDS, Records, refuse_records, task_from_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
