@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A CPU build of torch is enough here; to use a GPU build, install it into .venv first or run `make TORCH=torch`.
+# A CPU build of torch is enough here; to use a GPU build, install it into .venv and add TORCH=torch, which leaves it there.
 TORCH ?= torch==2.13.0
 
 .PHONY: setup model demo test test-slow test-gpu lint format types clean

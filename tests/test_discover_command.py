@@ -14,6 +14,7 @@ from command_line import ctrl_c, few_prompts, nodesieve, prompts_of_names, quick
 from nodesieve.cli.discover import ASIDE
 from nodesieve.config import make_config
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
+from nodesieve.method_rows import readers_of
 from nodesieve.run import load_run
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 
@@ -177,3 +178,19 @@ def test_what_a_user_should_know_of_a_run_is_told(model_directory: Path, tmp_pat
     assert "Left out for being there twice: 1" in (out / "report.html").read_text()
     assert nodesieve("discover", "--config", out / "config.yaml", "--method", "sieve", "--out", tmp_path / "other", "--quiet") == 0
     assert load_run(tmp_path / "other").config.penalties == make_config({"method": "sieve"}).penalties
+
+
+def test_help_says_what_numbers_levels_have_and_so_does_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nodesieve("discover", "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the sieve's [default: head=2, head_dim=2.5, mlp_output=1, others=1.5]" in said
+    assert "learning rate of each level's log_alpha [default: all=0.05]" in said
+    page = (Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").partition("## Prices")[2].partition("##")[0]
+    named, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|") and "---" not in line]
+    assert {method for first, *_ in rows for method in first.split("`, `")} == set(readers_of("penalties"))
+    for first, *numbers in rows:
+        for method in first.split("`, `"):
+            penalties = make_config({"method": method}).penalties
+            others = [x for level, x in penalties.items() if level not in named]
+            assert numbers == [f"{penalties[level]:g}" for level in named[1:-1]] + [f"{others[0]:g}"]
+            assert len(set(others)) == 1

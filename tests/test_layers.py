@@ -1,8 +1,9 @@
-"""Imports point one way: down this list, never up and never sideways between parts that do not name each other."""
+"""Imports point one way: down the table in CONTRIBUTING.md, never up and never sideways between parts that do not name each other."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,55 +13,9 @@ import nodesieve
 ROOT = Path(nodesieve.__file__).parent
 
 # From the top of the house to its foundations. A module may import from lines below its own, and from its own package.
-ORDER = [
-    "cli",
-    "console",
-    "report",
-    "export",
-    "interop",
-    "compare",
-    "stability",
-    "spawn",
-    "discovery",
-    "size_curve",
-    "controls",
-    "evaluation",
-    "run",
-    "polish",
-    "select",
-    "methods",
-    "parts",
-    "cache",
-    "problem",
-    "verify",
-    "gated_model",
-    "lockstep",
-    "gating",
-    "shrink",
-    "in_one",
-    "hooks",
-    "models",
-    "weights",
-    "controllers",
-    "ablations",
-    "prefix",
-    "scores",
-    "circuit",
-    "architectures",
-    "families",
-    "nodes",
-    "gates",
-    "journal",
-    "usage",
-    "metrics",
-    "tasks",
-    "batches",
-    "config",
-    "method_rows",
-    "levels",
-    "files",
-    "errors",
-]
+TABLE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+ROWS = re.findall(r"^\| (`.*?`) \|", TABLE.read_text("utf-8"), re.MULTILINE)
+ORDER = [name.removesuffix(".py").rstrip("/") for row in ROWS for name in re.findall(r"`(.*?)`", row)]
 
 
 def layer(path: Path) -> str:
@@ -81,7 +36,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_line() -> None:
-    assert {layer(path) for path in ROOT.rglob("*.py")} - {"__init__", "__main__"} == set(ORDER)
+    assert sorted({layer(path) for path in ROOT.rglob("*.py")} - {"__init__", "__main__"}) == sorted(ORDER)
 
 
 def test_imports_are_seen_however_they_are_written(tmp_path: Path) -> None:

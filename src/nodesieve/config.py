@@ -126,7 +126,8 @@ class DiscoverConfig:
     )
     penalties: PerLevel = Field(
         default_factory=dict,
-        description="lambda of each level, before the controller's multiplier; for rounds of the sieve, what all nodes of a level are worth together",
+        description="lambda of each level, before the controller's multiplier; for rounds of the sieve, what all nodes of a level are worth "
+        "together; the default is the method's own, here the sieve's",
     )
     lambda_init: float = Field(default=1.3, gt=0, description="the controller's multiplier at the start; all of it under controller fixed")
     learning_rates: PerLevel = Field(default_factory=dict, description="Adam's learning rate of each level's log_alpha")

@@ -6,7 +6,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +21,13 @@ from nodesieve.config import DiscoverConfig, choices, default_of, make_config
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.files import alone_in
 from nodesieve.levels import LEVELS
+from nodesieve.method_rows import METHOD_ROWS, PER_LEVEL, method_for
 
 if TYPE_CHECKING:
     from nodesieve.run import Run
 
 
+USUAL = {**PER_LEVEL, "penalties": METHOD_ROWS[method_for(())].penalties}
 ASIDE = ".before-"  # what directories are called in which a run waits that another is to take the place of
 
 
@@ -34,8 +37,8 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(DiscoverConfig)):
         info: Any = field.default  # pydantic's FieldInfo
         allowed, default = choices(hints[field.name]), default_of(field)
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        note = f"  [default: {shown}]" if shown not in (None, "", {}) and not isinstance(shown, bool) else ""
+        shown = ",".join(default) if isinstance(default, tuple) else _in_short(USUAL[field.name]) if field.name in USUAL else default
+        note = f"  [default: {shown}]" if shown not in (None, "") and not isinstance(shown, bool) else ""
         flag = "--" + field.name.replace("_", "-")
         if hints[field.name] == bool | None:
             command = click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=info.description)(command)
@@ -51,6 +54,13 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             kind = {int: int, float: float}.get(type(default)) or {float | None: float, int | None: int}.get(hints[field.name], str)
         command = click.option(flag, field.name, type=kind, default=None, help=info.description + note)(command)
     return command
+
+
+def _in_short(numbers: Mapping[str, float]) -> str:
+    """Numbers by level, but for the levels that have the same as most."""
+    most, _ = Counter(numbers.values()).most_common(1)[0]
+    apart = [f"{level}={x:g}" for level, x in numbers.items() if x != most]
+    return ", ".join([*apart, f"{'others' if apart else 'all'}={most:g}"])
 
 
 class PerLevelType(click.ParamType):  # type: ignore[type-arg]
