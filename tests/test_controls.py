@@ -289,6 +289,15 @@ def test_intervals_are_of_95_percent() -> None:
     assert low < float(spread.quantile(0.95)) < high < low + 1
 
 
+def test_faithfulness_has_no_interval_where_a_resample_has_none() -> None:
+    spread = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = [{"logit_diff": spread}, {"kl": spread.abs(), "logit_diff": spread}]
+    for far, known in ((1e-2, False), (10.0, True)):  # now and then the full model and the ablated one are level
+        found = _intervals(*rows, {"logit_diff": spread.roll(1) - far}, prompts=range(50))
+        assert (found["faithfulness"] is not None) == known
+        assert found["logit_diff"] is not None
+
+
 def test_intervals_take_prompts_for_independent_and_not_the_tokens_of_their_answers() -> None:
     spread = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = [{"logit_diff": spread + 1}, {"kl": spread, "logit_diff": spread}, {"logit_diff": -spread}]

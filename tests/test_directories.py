@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_a_comparison_does_not_tidy_up_after_another(model_directory: Path, tmp_
     assert not place.exists()
 
 
+def test_a_run_that_the_system_killed_is_said_to_be(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "_call", lambda arguments: -9)
+    with pytest.raises(UserError, match="was killed by signal 9, as the system does where memory runs out"):
+        spawn.ensure_run(tmp_path / "random-0", make_config({"model": str(model_directory), "method": "random"}))
+
+
+def test_a_run_of_its_own_process_takes_no_module_from_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "statistics.py").write_text("raise SystemExit('taken from here')")
+    monkeypatch.chdir(tmp_path)
+    assert spawn._call(["discover", "--task", "nope", "--model", "nowhere/here"]) == 2
+    assert "taken from here" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("changed", [{"method": "multigranular"}, {"seed": 5}, {"ablation": "mean"}, {"kl_budget": 0.1}, {"levels": ["head"]}])
 def test_a_run_goes_on_with_the_options_that_it_began_with(
     model_directory: Path, tmp_path: Path, changed: dict[str, object], capsys: pytest.CaptureFixture[str]
@@ -106,9 +122,14 @@ def test_an_export_is_not_written_over_the_run(model_directory: Path, tmp_path: 
     assert nodesieve(*command, *quick_flags(method="random")) == 0
     before = json.loads((out / "circuit.json").read_text())
     assert nodesieve("export", out, out / "circuit.json") == 2
-    assert "OUT expects another file than the run's own" in capsys.readouterr().err
+    other = shutil.copytree(out, tmp_path / "other")
+    assert nodesieve("export", out, other / "circuit.json") == 2
+    assert nodesieve("report", out, "--out", other / "metrics.json") == 2
+    assert capsys.readouterr().err.count("expects another file than those of a run") == 3
     assert json.loads((out / "circuit.json").read_text()) == before
     assert nodesieve("export", out, out / "mib.json") == 0
+    (tmp_path / "empty").mkdir()
+    assert nodesieve("export", out, tmp_path / "empty" / "circuit.json") == 0  # where no run is, it is a name like any other
 
 
 def test_letters_that_the_terminal_has_not_are_written_otherwise(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import ctrl_c, few_prompts, nodesieve, prompts_of_names, quick_flags
-from nodesieve.cli.discover import ASIDE
+from nodesieve.cli.discover import ASIDE, _bring_back, _set_aside
 from nodesieve.config import make_config
+from nodesieve.errors import UserError
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.method_rows import readers_of
-from nodesieve.run import load_run
+from nodesieve.run import FILES, load_run
 from nodesieve.tasks.words import FEMALE_NAMES as NAMES
 
 
@@ -143,6 +144,41 @@ def test_what_a_killed_run_was_to_replace_comes_back_unless_that_had_begun(
     assert ("what was there is back" in err) == (not begun)
     assert not aside.exists()
     assert ({path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before) == (not begun)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Killed, OSError])
+@pytest.mark.parametrize("after", range(2 * len(FILES) + 2))
+def test_a_run_that_gives_way_is_whole_again_whenever_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: int
+) -> None:
+    """On its way aside, and on its way back from there."""
+    before = {name: f"the old {name}" for name in FILES}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    renames, rename = 0, Path.rename
+
+    def stopped(path: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames > after and (error is Killed or renames == after + 1):  # nothing more is done by what was killed; a disk may fail once
+            raise error(5, "failed")
+        return rename(path, target)
+
+    def replacing() -> None:
+        with _set_aside(tmp_path):
+            (tmp_path / "config.yaml").write_text("the new")
+            raise Killed  # before there is anything to go on from
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopped)
+        with pytest.raises((Killed, UserError, OSError)):
+            replacing()
+    _bring_back(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_nothing_is_set_aside_where_nothing_was(model_directory: Path, tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ from command_line import FEW, QUICK, few_prompts, nodesieve, quick_flags, row_of
 from nodesieve import spawn
 from nodesieve.circuit import Circuit
 from nodesieve.config import SEEDS, make_config
+from nodesieve.console import print_summary
 from nodesieve.levels import LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
+from nodesieve.report import comparison
+from nodesieve.report.page import render
 from nodesieve.report.tables import tables
 from nodesieve.stability import agreement, chance, consensus, consensus_run, jaccard, repeat
 
@@ -78,6 +81,20 @@ def test_a_consensus_is_held_to_the_budget_on_validation_data(loaded: LoadedMode
     assert shared.metrics["budget"] == {**run.metrics["budget"], "validation_kl_upper": pytest.approx(run.metrics["budget"]["validation_kl_upper"])}
 
 
+def test_a_circuit_of_the_size_asked_for_has_missed_no_budget(loaded: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW)
+    asked = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "keep": 0.3, "kl_budget": 0.01}))
+    shared = consensus_run(asked, [asked.circuit], at_least=1, loaded=loaded, task=task)  # keeps what runs agree on, whatever was asked for
+    for run, shown in ((asked, "of at most 30.0% that were asked for"), (shared, "The budget of 0.01 was")):
+        page = render([("run", run)])
+        assert shown in page
+        assert ('class="verdict missed"' in page) == (run is shared)
+    print_summary(asked)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "at most 30.0% of the leaves, as asked for: KL 0." in said
+    assert "NOT met" not in said
+
+
 def some_row(method: str, seed: int, **more: Any) -> dict[str, Any]:
     """Of a comparison; its numbers are made of 10 and the seed."""
     number = 10 + seed
@@ -100,6 +117,14 @@ def some_row(method: str, seed: int, **more: Any) -> dict[str, Any]:
         "curve": curve,
         **more,
     }
+
+
+@pytest.mark.parametrize("asked", [None, 0.3])
+def test_the_page_says_what_was_asked_of_the_methods(asked: float | None) -> None:
+    about = {"model": "m", "task": "t", "ablation": "zero", "budget": 0.25, "asked": asked}
+    page = comparison.render({**about, "rows": [some_row("random", 0, versions={"nodesieve": "1"})]})
+    assert ("KL budget 0.25 ·" in page) == ("The smallest circuit whose" in page) == (asked is None)
+    assert ("· 30.0% of the leaves ·" in page) == ("The largest circuit of at most 30.0%" in page) == (asked == 0.3)
 
 
 def test_tables_are_means_over_the_seeds_of_each_method() -> None:

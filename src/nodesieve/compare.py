@@ -54,7 +54,7 @@ def compare(
     _refuse_lacking(plan)
     places = [directory / f"{one.method}-{one.seed}" for one in plan]
     refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
-    about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget}
+    about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget, "asked": plan[0].size}
     for number, (one, place) in enumerate(zip(plan, places, strict=True), 1):
         say(f"{one.method}, seed {one.seed}: {number} of {len(plan)}")
         ensure_run(place, one, quiet=quiet, trust_remote_code=trust_remote_code)
@@ -64,6 +64,7 @@ def compare(
         run = load_run(place)
         curve = read_json(place / CURVE) if (place / CURVE).is_file() else {}
         if curve.get("scores") != run.scores.fingerprint:
+            say(f"{run.config.method}, seed {run.config.seed}: circuits of ten sizes")
             loaded = loaded or model_of(config, trust_remote_code=trust_remote_code)
             refuse_other_weights(loaded, weights_of(run.description), of=place)
             curve = curve_of(loaded, run)

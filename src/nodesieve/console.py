@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from rich.table import Column, Table
 from rich.text import Text
 
-from nodesieve.metrics import in_percent
+from nodesieve.metrics import in_figures, in_percent
 from nodesieve.report.tables import tables as comparison_tables
 from nodesieve.run import RunJournal
 
@@ -100,15 +100,17 @@ def print_summary(run: Run) -> None:
     for name, part in {**metrics["nodes"], "parameters": metrics["parameters"]}.items():
         table.add_row(name, f"{part['kept']:,}", f"{part['total']:,}", in_percent(part["kept"] / part["total"]))
     _show(table)
-    budget = metrics["budget"]
-    verdict = "met" if budget["met"] else "NOT met"
+    budget, asked = metrics["budget"], run.asked
+    verdict = f"KL budget {budget['kl']:g}: {'met' if budget['met'] else 'NOT met'}"
+    if asked is not None:
+        verdict = f"at most {in_percent(asked)} of the leaves, as asked for: KL {in_figures(metrics['circuit']['validation']['kl'])}"
     if "unpolished" in metrics:
         before = metrics["unpolished"]
         console.print(
             f"polished: {in_percent(metrics['size'])} of the leaves, {in_percent(before['size'])} before, {before['seconds']:.0f} s", highlight=False
         )
     console.print(
-        f"KL budget {budget['kl']:g}: {verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
+        f"{verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
         f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB"
         f"{' on ' + metrics['device'] if metrics.get('device') else ''}",
         highlight=False,
@@ -158,10 +160,10 @@ def print_size_curve(curve: Mapping[str, Mapping[str, Any]], *, title: str) -> N
         for heading in ("share", "nodes", "KL", "accuracy", "faithfulness"):
             table.add_column(heading, justify="right")
         for point in part["points"]:
-            table.add_row(f"{point['share']:g}", f"{point['nodes']:,}", *(_number(point[name]) for name in ("kl", "accuracy", "faithfulness")))
+            table.add_row(f"{point['share']:g}", f"{point['nodes']:,}", *(in_figures(point[name]) for name in ("kl", "accuracy", "faithfulness")))
         _show(table)
         Console().print(
-            f"CPR {_number(part['cpr'])}, CMD {_number(part['cmd'])}, smallest share within the KL budget "
+            f"CPR {in_figures(part['cpr'])}, CMD {in_figures(part['cmd'])}, smallest share within the KL budget "
             f"{'-' if part['compactness'] is None else format(part['compactness'], 'g')}",
             highlight=False,
         )
@@ -230,16 +232,12 @@ def _metrics_table(title: str, columns: list[Metrics], intervals: Intervals) -> 
     for heading in ("", "full model", "circuit", "95% interval", "all ablated"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name in columns[1]:
-        full, circuit, ablated = (_number(column.get(name)) for column in columns)
+        full, circuit, ablated = (in_figures(column.get(name)) for column in columns)
         ends = intervals.get(name)
-        table.add_row(name, full, circuit, "-" if ends is None else " to ".join(map(_number, ends)), ablated)
+        table.add_row(name, full, circuit, "-" if ends is None else " to ".join(map(in_figures, ends)), ablated)
     _show(table)
 
 
 def _table(title: str) -> Table:
     """Without lines. The title is shown as it is, whatever brackets are in it."""
     return Table(title=Text(title, style="table.title"), title_justify="left", box=None)
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"  # without the sign of a zero

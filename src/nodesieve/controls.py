@@ -105,6 +105,7 @@ def run_controls(
         KeyboardInterrupt: `journal.stopping` was set; what is there has been saved.
     """
     journal = journal or Journal()
+    journal.say("measuring other circuits")
     found: dict[str, dict[str, Any]] = {group: dict(rows) for group, rows in (done or {}).items()}
     planned = list(controls(circuit, scores, draws=draws, partial_draws=partial_draws))
     left = [control for control in planned if control.name not in found.get(control.group, {})]

@@ -151,6 +151,8 @@ def _intervals(full: dict[str, Tensor], own: dict[str, Tensor], ablated: dict[st
     ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     found: Intervals = {}
     for name, means in resampled.items():
+        if name == "faithfulness":  # a ratio: where one resample has none, those that have are no fair sample of it
+            means = means if not bool(means.isnan().any()) else torch.full_like(means, float("nan"))
         low, high = means.double().nanquantile(ends).tolist()
         found[name] = None if low != low else (low, high)
     return found

@@ -20,6 +20,11 @@ def in_percent(share: float) -> str:
     return f"{100 * share:.{2 if 0 < share < 0.01 else 1}f}%"
 
 
+def in_figures(value: object) -> str:
+    """A measured number as it is shown: three decimals, a zero without sign; "-" where there is none, and other things as they are."""
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
+
+
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
     """KL(full || circuit) of each example in nats: logits (B, V), (B, V) -> (B,)."""
     log_p, log_q = functional.log_softmax(full, -1), functional.log_softmax(circuit, -1)

@@ -78,6 +78,11 @@ class Run:
     description: Mapping[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
+    @property
+    def asked(self) -> float | None:
+        """The share of leaves that was asked for in place of a KL budget; what runs agree on has a size of its own."""
+        return None if "consensus" in self.metrics else self.config.size
+
     def was_found_on(self, task: Task) -> bool:
         """Is it from where the run's own examples came from, be they others by now?"""
         place = self.description.get("examples", {}).get("place")

@@ -48,7 +48,8 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
             if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
                 (directory / CONFIG).unlink(missing_ok=True)
         remove_empty(made or [directory])
-        raise UserError(f"the run in {str(directory)!r} failed; its own message is above")
+        said = f"was killed by signal {-code}, as the system does where memory runs out" if code < 0 else "failed; its own message is above"
+        raise UserError(f"the run in {str(directory)!r} {said}")
 
 
 def refuse_what_changed(directory: Path, config: DiscoverConfig) -> None:
@@ -96,8 +97,11 @@ def refuse_other_weights(loaded: LoadedModel, weights: str | None, *, of: Path) 
 
 
 def _call(arguments: list[str]) -> int:
-    """`nodesieve` in another process -> its exit code. Each Ctrl-C or SIGTERM here stops that one, which is given the time to save its state."""
-    process = subprocess.Popen([sys.executable, "-m", "nodesieve", *arguments], stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    """`nodesieve` in another process -> its exit code. Each Ctrl-C or SIGTERM here stops that one, which is given the time to save its state.
+
+    -P: no module is taken from the current directory, whatever is called as one of ours or Python's there.
+    """
+    process = subprocess.Popen([sys.executable, "-P", "-m", "nodesieve", *arguments], stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
     while True:
         try:
             return process.wait()

@@ -9,7 +9,7 @@ the fine levels it is a lower bar than `random_by_layer` in `nodesieve.controls`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -34,8 +34,13 @@ from nodesieve.tasks.base import Task
 CONSENSUS = "consensus"
 
 
-def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False) -> list[Run]:
+def repeat(
+    run: Run, directory: Path, *, count: int, quiet: bool = False, trust_remote_code: bool = False, say: Callable[[str], None] = lambda text: None
+) -> list[Run]:
     """`count` further runs in `directory`/seed-N, made or read; the run's own directory is the one above.
+
+    Args:
+        say: told what begins.
 
     Raises:
         UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_weights`.
@@ -43,7 +48,8 @@ def repeat(run: Run, directory: Path, *, count: int, quiet: bool = False, trust_
     found = []
     places = {seed: directory / f"seed-{seed}" for seed in ((run.config.seed + 1 + i) % SEEDS for i in range(count))}
     refuse_changed_weights([directory.parent, *places.values()], run.config, trust_remote_code=trust_remote_code)
-    for seed, place in places.items():
+    for number, (seed, place) in enumerate(places.items(), 1):
+        say(f"seed {seed}: {number} of {count}")
         ensure_run(place, resampled(run.config, seed), quiet=quiet, trust_remote_code=trust_remote_code)
         found.append(load_run(place))
     return found

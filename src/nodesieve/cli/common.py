@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodesieve.errors import EXIT_INTERRUPTED
+from nodesieve.errors import EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from nodesieve.config import DiscoverConfig
@@ -37,6 +38,11 @@ run_argument = click.argument("directory", type=PATH)
 trust_remote_code_option = click.option("--trust-remote-code", is_flag=True, help="run Python code that comes with a model from the hub")
 
 
+def saying(*, quiet: bool) -> Callable[[str], None]:
+    """Tells what begins, unless nothing is to be told."""
+    return (lambda text: None) if quiet else partial(print, file=sys.stderr)
+
+
 @contextmanager
 def goes_on(kept: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Around work that keeps what it has done: Ctrl-C ends the command and says that it can be given again, after what `kept` says by then."""
@@ -45,6 +51,15 @@ def goes_on(kept: Callable[[], str] = lambda: "") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"stopped; {kept()}the same command goes on", file=sys.stderr)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+def refuse_files_of_runs(path: Path, *directories: Path, what: str) -> None:
+    """Raise UserError where `path` is a file of a run: of one in `directories`, or of one that lies where `path` does."""
+    from nodesieve.run import file_of_a_run, is_of_a_run
+
+    around = path.resolve().parent
+    if any(is_of_a_run(path, directory) for directory in (*directories, *([around] if file_of_a_run(around) else []))):
+        raise UserError(f"{what} expects another file than those of a run, got {str(path)!r}")
 
 
 def model_of_run(run: Run, *, model: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> LoadedModel:

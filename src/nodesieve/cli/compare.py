@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nodesieve.cli.common import PATH, goes_on, trust_remote_code_option, usual_place
+from nodesieve.cli.common import PATH, goes_on, saying, trust_remote_code_option, usual_place
 from nodesieve.config import choices, make_config, names_in
 from nodesieve.errors import UserError
 from nodesieve.method_rows import MethodName
@@ -58,14 +57,10 @@ def command(
     out = out or usual_place(config, prefix="compare-")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out expects a directory, got the file {str(out)!r}")
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr)
-
+    range_of_seeds = range(config.seed, config.seed + seeds)
     with goes_on():
         found = run_comparison(
-            config, out, methods=names, seeds=range(config.seed, config.seed + seeds), quiet=quiet, say=say, trust_remote_code=trust_remote_code
+            config, out, methods=names, seeds=range_of_seeds, quiet=quiet, say=saying(quiet=quiet), trust_remote_code=trust_remote_code
         )
     write_text(out / "compare.html", render(found))
     print_comparison(

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 USUAL = {**PER_LEVEL, "penalties": METHOD_ROWS[method_for(())].penalties}
-ASIDE = ".before-"  # what directories are called in which a run waits that another is to take the place of
+# What directories are called in which a run waits that another is to take the place of: while files are on their way there or back, none is anywhere
+# else, so they may be moved back whatever happened; once all are there, what lies outside is the other run's.
+MOVING, ASIDE = ".moving-", ".before-"
 
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,11 +186,17 @@ def _report(directory: Path, run: Run) -> Path:
 
 def _bring_back(directory: Path) -> None:
     """What was there before a run that was to take its place and was killed with nothing to go on from."""
+    back = False
+    for moving in directory.glob(f"{MOVING}*"):
+        back = any(moving.iterdir()) or back
+        _move_back(moving, directory)
     for aside in directory.glob(f"{ASIDE}*"):
         if not _has_begun(directory):
             _put_back(aside, directory)
-            print(f"a run that was to replace the one in {str(directory)!r} was killed before it had begun; what was there is back", file=sys.stderr)
+            back = True
         shutil.rmtree(aside, ignore_errors=True)
+    if back:
+        print(f"a run that was to replace the one in {str(directory)!r} was killed before it had begun; what was there is back", file=sys.stderr)
 
 
 def _put_back(aside: Path, directory: Path) -> None:
@@ -197,8 +205,18 @@ def _put_back(aside: Path, directory: Path) -> None:
 
     for name in (CONFIG, HISTORY):
         (directory / name).unlink(missing_ok=True)
-    for path in aside.iterdir() if aside.is_dir() else ():
+    if aside.is_dir():
+        _move_back(_renamed(aside, MOVING), directory)
+
+
+def _move_back(moving: Path, directory: Path) -> None:
+    for path in moving.iterdir():
         path.rename(directory / path.name)
+    moving.rmdir()
+
+
+def _renamed(place: Path, prefix: str) -> Path:
+    return place.rename(place.with_name(prefix + place.name.partition("-")[2]))
 
 
 @contextmanager
@@ -208,10 +226,15 @@ def _set_aside(directory: Path) -> Iterator[bool]:
     from nodesieve.run import FILES
 
     try:
-        aside = Path(tempfile.mkdtemp(dir=directory, prefix=ASIDE))
-        for name in FILES:
-            if (directory / name).is_file():
-                (directory / name).rename(aside / name)
+        moving = Path(tempfile.mkdtemp(dir=directory, prefix=MOVING))
+        try:
+            for name in FILES:
+                if (directory / name).is_file():
+                    (directory / name).rename(moving / name)
+        except BaseException:
+            _move_back(moving, directory)
+            raise
+        aside = _renamed(moving, ASIDE)
         replaces = any(aside.iterdir())
         if not replaces:
             aside.rmdir()  # so that a run that is killed leaves nothing of it
@@ -223,9 +246,10 @@ def _set_aside(directory: Path) -> Iterator[bool]:
         stopped = isinstance(error, click.exceptions.Exit)  # a run that was stopped is gone on with from its config alone
         if not _has_begun(directory) and (replaces or not stopped):
             _put_back(aside, directory)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

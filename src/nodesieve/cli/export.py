@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodesieve.cli.common import PATH, model_of_run, run_argument, trust_remote_code_option
+from nodesieve.cli.common import PATH, model_of_run, refuse_files_of_runs, run_argument, trust_remote_code_option
 from nodesieve.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, device: st
     hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
     heads and MLPs with scores.
     """
-    from nodesieve.run import is_of_a_run, load_run
+    from nodesieve.run import load_run
 
     run = load_run(directory)
     load = partial(model_of_run, run, model=model, device=device, trust_remote_code=trust_remote_code)
@@ -49,8 +49,7 @@ def command(directory: Path, out: Path, kind: str, model: str | None, device: st
     elif ablation is not None:
         raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
     else:
-        if is_of_a_run(out, directory):
-            raise UserError(f"OUT expects another file than the run's own, got {str(out)!r}")
+        refuse_files_of_runs(out, directory, what="OUT")
         _mib(run, out, load)
     print(out)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nodesieve.cli.common import PATH
+from nodesieve.cli.common import PATH, refuse_files_of_runs
 from nodesieve.errors import UserError
 
 
@@ -17,13 +17,13 @@ def command(directories: tuple[Path, ...], out: Path | None) -> None:
     """Write a self-contained HTML page about the runs in DIRECTORIES."""
     from nodesieve.files import write_text
     from nodesieve.report.page import render
-    from nodesieve.run import REPORT, is_of_a_run, load_run
+    from nodesieve.run import REPORT, load_run
 
     page = render([(directory.resolve().name, load_run(directory)) for directory in directories])
     target = out or directories[0] / REPORT
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"--out expects a file in a directory that exists, got {str(target)!r}")
-    if target.resolve().name != REPORT and any(is_of_a_run(target, directory) for directory in directories):
-        raise UserError(f"--out expects another file than those of a run, got {str(target)!r}")
+    if target.resolve().name != REPORT:
+        refuse_files_of_runs(target, *directories, what="--out")
     write_text(target, page)
     print(target)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nodesieve.cli.common import goes_on, run_argument, trust_remote_code_option
+from nodesieve.cli.common import goes_on, run_argument, saying, trust_remote_code_option
 from nodesieve.errors import UserError
 
 
@@ -47,7 +47,7 @@ def command(directory: Path, seeds: int, agree: int | None, quiet: bool, trust_r
         raise UserError(f"--agree expects at most {1 + seeds}, the number of runs, got {at_least}")
     refuse_what_changed(directory, run.config)
     with goes_on():
-        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code)]
+        runs = [run, *repeat(run, directory / "stability", count=seeds, quiet=quiet, trust_remote_code=trust_remote_code, say=saying(quiet=quiet))]
     circuits = [one.circuit for one in runs]
     loaded = model_of(run.config, trust_remote_code=trust_remote_code)
     refuse_other_weights(loaded, weights_of(run.description), of=directory)

@@ -25,7 +25,7 @@ def render(runs: Sequence[tuple[str, Run]]) -> str:
     """
     try:
         return template("page.html").render(runs=[_view(name, run) for name, run in runs])
-    except (UndefinedError, TypeError) as error:
+    except (UndefinedError, TypeError, LookupError) as error:
         names = ", ".join(repr(name) for name, _ in runs)
         raise UserError(f"expected whole files of a run in {names}, got some without a part that the report shows ({error})") from error
 
@@ -38,6 +38,7 @@ def _view(name: str, run: Run) -> dict[str, Any]:
         pictures.append(("Training", curves(run.history, run.config.kl_budget, of=run.description.get("loss", "KL, nats"))))
     return {
         "name": name,
+        "asked": run.asked,
         "metrics": run.metrics,
         "rows": _rows(run.metrics),
         "description": run.description,

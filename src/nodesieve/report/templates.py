@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from nodesieve.metrics import in_percent
+from nodesieve.metrics import in_figures, in_percent
 
 
 def template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("nodesieve", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, count=_count, share=_share, percent=in_percent)
+    environment.filters.update(number=in_figures, count=_count, share=_share, percent=in_percent)
     return environment.get_template(name)
-
-
-def _number(value: object) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _count(value: int) -> str:
