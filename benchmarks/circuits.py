@@ -23,7 +23,7 @@ from typing import Any
 from machine import machine, provenance
 
 from nodesieve import load_run
-from nodesieve.files import read_json
+from nodesieve.files import read_json, write_json
 from nodesieve.metrics import in_percent
 from nodesieve.report.plots import training_curves
 from nodesieve.run import has_state, is_finished, read_config
@@ -39,6 +39,7 @@ PLAN = (
 )
 MAIN_METRIC = {"ioi": "accuracy", "greater_than": "prob_diff", "gendered_pronoun": "logit_diff"}
 LEVELS = ("head", "head_dim", "mlp_neuron", "mlp_output")
+MACHINE = "machine.txt"  # beside a run
 OTHERS = ("other_words", "unseen_names")  # IOI prompts that no run has seen: data/ioi_*.jsonl
 
 
@@ -96,11 +97,18 @@ def discover(name: str, *, runs: Path, flags: list[str], at_once: int) -> None:
         own = [part for value in budget for part in ("--kl-budget", value)]
         flags = ["--resume", str(out)] if has_state(out) else ["--task", task, "--seed", seed, "--out", str(out), "--overwrite", *own, *flags]
         call("discover", *flags, threads=threads)
-        (out / "machine.txt").write_text(machine(threads), "utf-8")
+        (out / MACHINE).write_text(machine(threads), "utf-8")
+    circuit = load_run(out).circuit.fingerprint
     for other in OTHERS if task == "ioi" else ():
-        if not (out / f"{other}.json").is_file():
+        if on_others(out, other, circuit) is None:
             measured = call("evaluate", out, "--task", HERE / "data" / f"ioi_{other}.jsonl", "--json", threads=threads, capture=True)
-            (out / f"{other}.json").write_text(measured, "utf-8")
+            write_json(out / f"{other}.json", {"of": circuit, **json.loads(measured)})
+
+
+def on_others(out: Path, other: str, circuit: str) -> dict[str, Any] | None:
+    """What the circuit does on those prompts, if that was measured of this one."""
+    found = read_json(out / f"{other}.json") if (out / f"{other}.json").is_file() else {}
+    return found["circuit"]["test"] if found.get("of") == circuit else None
 
 
 def call(*arguments: Any, threads: int, capture: bool = False) -> str:
@@ -120,14 +128,12 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "seed": circuit["seed"],
         "method": read_config(out).method,
         "metrics": metrics,
-        "machine": (out / "machine.txt").read_text("utf-8"),
+        "machine": (out / MACHINE).read_text("utf-8") if (out / MACHINE).is_file() else "unknown machine",
         "versions": circuit["versions"],
         "examples": circuit["examples"]["splits"],
     }
-    for other in OTHERS:
-        if (out / f"{other}.json").is_file():
-            found[other] = json.loads((out / f"{other}.json").read_text("utf-8"))["circuit"]["test"]
-    return found
+    measured = {other: on_others(out, other, load_run(out).circuit.fingerprint) for other in OTHERS}
+    return {**found, **{other: row for other, row in measured.items() if row is not None}}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -178,8 +184,8 @@ def markdown(result: dict[str, Any]) -> str:
             chr(ord("A") + machines.index(entry["machine"])),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    versions = result["runs"][0]["versions"] if result["runs"] else {}
-    lines += ["", *(f"{chr(ord('A') + number)}: {machine}." for number, machine in enumerate(machines)), provenance({"versions": versions})]
+    ran_on = provenance({"versions": [entry["versions"] for entry in result["runs"]]})
+    lines += ["", *(f"{chr(ord('A') + number)}: {machine}." for number, machine in enumerate(machines)), ran_on]
     return "\n".join(lines) + "\n"
 
 

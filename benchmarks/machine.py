@@ -14,9 +14,12 @@ __all__ = ["machine", "provenance", "versions"]
 
 
 def provenance(result: Mapping[str, Any]) -> str:
-    """The line below a table: what `result` says of the machine, where it does, and of versions."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return (f"Machine: {result['machine']}. " if "machine" in result else "") + f"Versions: {versions}."
+    """The line below a table: what `result` says of the machine, where it does, and of versions: one set of them or several, each shown once."""
+    given = result["versions"]
+    each = dict.fromkeys(
+        ", ".join(f"{name} {number}" for name, number in some.items()) for some in ([given] if isinstance(given, Mapping) else given)
+    )
+    return (f"Machine: {result['machine']}. " if "machine" in result else "") + f"Versions: {'; '.join(each)}."
 
 
 def machine(threads: int | None = None) -> str:

@@ -34,6 +34,7 @@ import remembered  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
+from machine import provenance  # noqa: E402
 from make_other_words import OBJECTS, PLACES, TEMPLATES, UNSEEN, examples  # noqa: E402
 from page import STAR, at_a_glance, before_polishing, beside_the_sieve, left_of_the_task, of_each_seed  # noqa: E402
 from plan import CUT  # noqa: E402
@@ -111,7 +112,9 @@ def test_a_run_can_be_recorded(model_directory: Path, tmp_path: Path, monkeypatc
 def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(claims, "nodesieve", lambda *arguments: asked.append([str(argument) for argument in arguments]))
-    monkeypatch.setattr(claims, "within", lambda runs, task, method, seed: claims.discovered(runs / f"within-{method}-{seed}", "--task", task))
+    made: list[Path] = []
+    monkeypatch.setattr(claims, "ensure_run", lambda out, config: made.append(out))
+    monkeypatch.setattr(claims, "within", lambda runs, task, method, seed: claims.ensure_run(runs / f"within-{method}-{seed}", DiscoverConfig()))
     monkeypatch.setattr(claims, "RESULTS", tmp_path / "claims.json")
     for name in ("PAGE", "TABLES"):
         monkeypatch.setattr(claims, name, tmp_path / f"{name}.md")
@@ -122,9 +125,57 @@ def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypa
         with importlib.import_module(f"nodesieve.cli.{name}").command.make_context(name, list(arguments)) as context:
             if context.params.get("config_file"):
                 read_config(context.params["config_file"])
-    outs = {arguments[arguments.index("--out") + 1] for arguments in asked if "--out" in arguments}
+    outs = {arguments[arguments.index("--out") + 1] for arguments in asked if "--out" in arguments} | {str(out) for out in made}
     for part in (*claims.SETTINGS, *map(claims.slug, claims.VARIANTS), "within-coarse-0", "within-greedy-0"):
         assert any(out.endswith(f"ioi/{part}") for out in outs), part
+
+
+def test_what_an_earlier_version_polished_stays_marked_as_long_as_it_is_the_same_circuit() -> None:
+    one = {"method": "sieve", "seed": 0, "device": "cpu", "nodes": {"head": {"kept": 3}}, "test": {"kl": 0.2}}
+    marked = {"tasks": {"ioi": [{**one, "earlier": "a word"}]}}
+    again, other = {"tasks": {"ioi": [dict(one)]}}, {"tasks": {"ioi": [{**one, "test": {"kl": 0.21}}]}}
+    assert claims.joined(marked, again)["tasks"] == marked["tasks"]
+    assert claims.joined(marked, other)["tasks"] == other["tasks"]
+    assert claims.joined(marked, other, again)["tasks"] == again["tasks"]
+
+
+def test_runs_that_are_not_of_the_plan_are_left_out(
+    model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(out: Path, *more: object) -> None:
+        flags = quick_flags(redraws=0, validation_size=32, keep=0.5)
+        assert nodesieve("discover", "--model", model_directory, "--task", "ioi", *flags, "--out", out, "--quiet", *more) == 0
+
+    runs = tmp_path / "ioi"
+    run(runs / "coarse-0", "--method", "random")
+    run(runs / "within-coarse-0", "--within", runs / "coarse-0")
+    run(runs / "sieve")
+    found = claims.collected(tmp_path)
+    assert [one["method"] for one in found["within"]] == ["coarse"]
+    assert not found["tasks"]["ioi"]
+    assert not found["variants"]
+    said = capsys.readouterr().err
+    assert f"left out {runs / 'coarse-0'}: it has no size_curve.json yet" in said
+    assert f"left out {runs / 'sieve'}: it has other options than the plan" in said
+    run(runs / "coarse-0", "--method", "random", "--overwrite", "--config", runs / "coarse-0" / "config.yaml", "--keep", 0.9)
+    monkeypatch.setattr(claims, "options_of", lambda name: ns.load_run(runs / "sieve").config)
+    found = claims.collected(tmp_path)
+    assert not found["within"]
+    assert [one["name"] for one in found["variants"]] == ["sieve"]
+    assert "within-coarse-0: it was searched within another circuit" in capsys.readouterr().err
+
+
+def test_what_is_known_of_another_circuit_is_not_told_of_this_one(tmp_path: Path) -> None:
+    assert circuits.on_others(tmp_path, "other_words", "this") is None
+    (tmp_path / "other_words.json").write_text(json.dumps({"of": "this", "circuit": {"test": {"kl": 0.5}}}))
+    assert circuits.on_others(tmp_path, "other_words", "this") == {"kl": 0.5}
+    assert circuits.on_others(tmp_path, "other_words", "that") is None
+
+
+def test_each_set_of_versions_is_named_once() -> None:
+    old, new = {"nodesieve": "1", "torch": "2"}, {"nodesieve": "1", "torch": "3"}
+    assert provenance({"versions": old, "machine": "a PC"}) == "Machine: a PC. Versions: nodesieve 1, torch 2."
+    assert provenance({"versions": [old, new, old]}) == "Versions: nodesieve 1, torch 2; nodesieve 1, torch 3."
 
 
 def test_a_seed_on_two_machines_counts_once() -> None:

@@ -35,13 +35,15 @@ from nodesieve import load_run
 from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import row
+from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.controls import controls_file, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
 from nodesieve.levels import LEAVES
 from nodesieve.models import model_of
-from nodesieve.run import CURVE, Run, has_state, is_finished
+from nodesieve.run import CURVE, Run, is_finished
+from nodesieve.spawn import ensure_run
 from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
@@ -49,7 +51,7 @@ sys.path.append(str(HERE.parent))
 from circuits import fill  # noqa: E402
 from machine import machine  # noqa: E402
 from page import markdown, side_by_side  # noqa: E402
-from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SEEDS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of, on_cpu  # noqa: E402
+from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SEEDS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of  # noqa: E402
 
 RANDOM = "random.json"  # beside a search within another's circuit
 PAGE, RESULTS = HERE.parents[1] / "docs" / "claims.md", HERE.parent / "results" / "claims.json"
@@ -80,10 +82,11 @@ def main() -> None:
             for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
                 within(runs / task, task, method, seed)
         if "variants" in options.parts and task == "ioi":
-            for name, changed in VARIANTS.items():
-                variant(runs / task, name, changed)
+            for name in VARIANTS:
+                ensure_run(runs / task / slug(name), options_of(name))
     before = read_json(RESULTS) if RESULTS.is_file() else {}
-    machines = dict.fromkeys([*(part for part in before.get("machine", "").split("; ") if part), machine()])
+    known = [part for part in before.get("machine", "").split("; ") if part]
+    machines = dict.fromkeys(known if options.collect and known else [*known, machine()])
     result = {"machine": "; ".join(machines), **joined(before, *map(collected, options.runs))}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     fill(PAGE, side_by_side(result))
@@ -92,17 +95,7 @@ def main() -> None:
 
 def nodesieve(*arguments: Any) -> None:
     print("$ nodesieve", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "nodesieve", *map(str, arguments)], check=True)
-
-
-def flags(options: Mapping[str, Any]) -> list[Any]:
-    """Of the command line, for options by their names in a config."""
-
-    def text(value: Any) -> str:
-        parts = [f"{level}={number:g}" for level, number in value.items()] if isinstance(value, Mapping) else value
-        return ",".join(parts) if isinstance(parts, list) else str(parts)
-
-    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", text(value))]
+    subprocess.run([sys.executable, "-P", "-m", "nodesieve", *map(str, arguments)], check=True)
 
 
 def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: Mapping[str, Any] | None = None) -> None:
@@ -115,18 +108,10 @@ def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: M
     nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
 
 
-def discovered(out: Path, *more: Any) -> None:
-    """Make the run in `out`, or go on with it, unless it is done."""
-    if has_state(out):
-        nodesieve("discover", "--resume", out)
-    elif not is_finished(out):
-        nodesieve("discover", "--out", out, "--overwrite", *more)
-
-
 def within(runs: Path, task: str, method: str, seed: int) -> None:
     """What of the heads and MLP blocks that a method keeps can go; and as many leaves of them taken away at random."""
     whole, out = runs / f"{method}-{seed}", runs / f"within-{method}-{seed}"
-    discovered(out, "--task", task, "--seed", seed, "--within", whole, "--method", "sieve")
+    ensure_run(out, make_config({"task": task, "seed": seed, "within": str(whole), "method": "sieve"}))
     outer, inner = load_run(whole), load_run(out)
     if drawn_of(out, outer, inner) is not None:
         return
@@ -155,8 +140,9 @@ def drawn_within(outer: Circuit, inner: Circuit, *, seed: int) -> Circuit:
     return Circuit.of(masks, outer.nodes)
 
 
-def variant(runs: Path, name: str, changed: dict[str, Any]) -> None:
-    discovered(runs / slug(name), "--task", "ioi", "--steps", SHORT, "--no-polish", *flags(changed))
+def options_of(name: str) -> DiscoverConfig:
+    """Of a variant."""
+    return make_config({"task": "ioi", "steps": SHORT, "polish": False, **VARIANTS[name]})
 
 
 def slug(name: str) -> str:
@@ -177,6 +163,9 @@ def collected(runs: Path) -> dict[str, Any]:
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))
+                if run.description.get("within", outer.circuit.fingerprint) != outer.circuit.fingerprint:
+                    left_out(place, "it was searched within another circuit than is there now")
+                    continue
                 inside.append(
                     {
                         "task": task,
@@ -187,10 +176,14 @@ def collected(runs: Path) -> dict[str, Any]:
                         "random_kl": drawn_of(place, outer, run),
                     }
                 )
-    variants = [{"name": name, **brief(run)} for name in VARIANTS for _, run in finished(runs / "ioi", slug(name))]
-    here = [one["versions"] for rows in tasks.values() for one in rows if on_cpu(one)]
+    variants = []
+    for name in VARIANTS:
+        for place, run in finished(runs / "ioi", slug(name)):
+            if run.config.to_dict() == options_of(name).to_dict():
+                variants.append({"name": name, **brief(run)})
+            else:
+                left_out(place, "it has other options than the plan by now")
     return {
-        "versions": here[-1] if here else {},
         "tasks": tasks,
         "settings": {name: {task: rows_of(runs / task / name) for task in setting.tasks} for name, setting in SETTINGS.items()},
         "controls": beside,
@@ -201,19 +194,26 @@ def collected(runs: Path) -> dict[str, Any]:
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:
     """A row for each finished run of a comparison."""
-    return [
-        {**row(run, read_json(place / CURVE)), "device": device_of(run)}
-        for method in METHODS
-        for place, run in finished(directory, f"{method}-[0-9]")
-        if (place / CURVE).is_file()
-    ]
+    rows = []
+    for method in METHODS:
+        for place, run in finished(directory, f"{method}-[0-9]"):
+            if (place / CURVE).is_file():
+                rows.append({**row(run, read_json(place / CURVE)), "device": device_of(run)})
+            else:
+                left_out(place, f"it has no {CURVE} yet, which comes once all runs of its comparison are there")
+    return rows
 
 
 def joined(*parts: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured; of what was measured twice, what stands in a later part."""
+    """All that was measured; of what was measured twice, what stands in a later part. What an earlier version has polished stays marked so as long
+    as it is the same circuit."""
 
     def rows(found: list[list[dict[str, Any]]], *names: str) -> list[dict[str, Any]]:
-        kept = {tuple(row[name] for name in names): row for some in found for row in some}
+        kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for one in (one for some in found for one in some):
+            before = kept.get(key := tuple(one[name] for name in names), {})
+            same = "earlier" in before and before["nodes"] == one["nodes"] and before["test"]["kl"] == one["test"]["kl"]
+            kept[key] = {**one, "earlier": before["earlier"]} if same else one
         return [kept[key] for key in sorted(kept, key=lambda key: [ORDER.get(part, part) for part in key])]
 
     def all_of(part: str, nothing: Any = ()) -> list[Any]:
@@ -224,7 +224,6 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
         return {task: some for task, some in found.items() if some}
 
     return {
-        "versions": next((one["versions"] for one in reversed(parts) if one.get("versions")), {}),
         "tasks": by_task(all_of("tasks", {})),
         "settings": {name: by_task([some.get(name, {}) for some in all_of("settings", {})]) for name in SETTINGS},
         "controls": rows(all_of("controls"), "task", "method", "seed"),
@@ -239,7 +238,11 @@ def finished(directory: Path, pattern: str) -> Iterator[tuple[Path, Run]]:
             try:
                 yield place, load_run(place)
             except UserError as error:
-                print(f"left out {place}: {error}", file=sys.stderr)
+                left_out(place, str(error))
+
+
+def left_out(place: Path, why: str) -> None:
+    print(f"left out {place}: {why}", file=sys.stderr)
 
 
 def brief(run: Run) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def side_by_side(result: dict[str, Any]) -> str:
     parts += ["### Leaves kept before polishing", "", *before_polishing(result), ""]
     parts += ["### The sieve's leaves as a share of those of others", "", *beside_the_sieve(result), ""]
     parts += ["### How much of the task is left", "", *left_of_the_task(result["tasks"]), ""]
-    return "\n".join([*parts, provenance(result)]) + "\n"
+    return "\n".join([*parts, ran_on(result)]) + "\n"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -47,10 +47,16 @@ def markdown(result: dict[str, Any]) -> str:
         parts += ["### Within heads and MLPs that coarser methods keep", "", *inside(result["within"]), ""]
     if result["variants"]:
         parts += [f"### One thing changed (IOI, seed 0, {SHORT} steps)", "", *changed(result["variants"]), ""]
-    elsewhere = [one for rows in result["tasks"].values() for one in rows if not on_cpu(one)]
+    elsewhere = [one["versions"] for rows in result["tasks"].values() for one in rows if not on_cpu(one)]
     if elsewhere:
-        parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", f"{provenance(elsewhere[-1])} Here is what the others were on:", ""]
-    return "\n".join([*parts, provenance(result)]) + "\n"
+        about = f"{provenance({'versions': elsewhere})} Here is what the others were on:"
+        parts += ["### Runs on a GPU", "", *on_gpu(result["tasks"]), "", about, ""]
+    return "\n".join([*parts, ran_on(result)]) + "\n"
+
+
+def ran_on(result: dict[str, Any]) -> str:
+    """The machines, and the versions of all runs on a CPU."""
+    return provenance({**result, "versions": [one["versions"] for rows in result["tasks"].values() for one in rows if on_cpu(one)]})
 
 
 def circuits_of(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
