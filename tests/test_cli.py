@@ -169,7 +169,7 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
     assert told["controls"]["random"]["count"] == told["controls"]["random_by_layer"]["count"] == 2
     assert told["controls"]["circuit"]["kl_mean"] == pytest.approx(told["circuit"]["test"]["kl"], rel=1e-5)
     (file,) = out.glob("controls-*.json")
-    assert file.name == "controls-few-e82cf8e0-test-counterfactual.json"
+    assert file.name == "controls-few-32ad1c55-test-counterfactual.json"
     kept = json.loads(file.read_text())
     kept["groups"]["random"]["0"]["kl"] = 77.0
     file.write_text(json.dumps(kept))

@@ -121,6 +121,19 @@ def test_what_has_no_effect_is_said() -> None:
         "--controller has no effect with --method random; it is read by multigranular, coarse"
     ]
     assert make_config({"method": "coarse", "controller": "fixed"}).unread == ()
+    for levels, told in ((["head", "head_dim", "mlp_neuron"], True), (None, False), (["head"], False)):
+        journal = Noting()
+        options = {"method": "greedy", "polish": False, "force": True, **({"levels": levels} if levels else {})}
+        discover(planted_model(), planted_task(), make_config(options), journal=journal)
+        said = "method greedy gives no gates to head_dim, mlp_neuron: it looks at head alone"
+        assert (said in journal.notes) == told
+
+
+@pytest.mark.parametrize("method", ["random", "weight_magnitude"])
+def test_a_ranking_that_nothing_has_cut_is_no_circuit_to_keep(method: str) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        discover(planted_model(), planted_task(), make_config({"method": method, "force": True}), journal=Journal(stopping=True))
+    assert type(stopped.value) is KeyboardInterrupt
 
 
 class Watched(DiscoverConfig):
@@ -189,3 +202,9 @@ def test_options_that_follow_from_others_follow_from_the_new_ones() -> None:
 def test_levels_are_a_list_of_names(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_config(options)
+
+
+@pytest.mark.parametrize("given", ["foo", 3, ["sieve"]])
+def test_a_method_that_there_is_not_is_told_from_those_there_are(given: object) -> None:
+    with pytest.raises(UserError, match=r"option method: expected auto or one of hybrid, sieve, .*, random, got"):
+        make_config({"method": given})

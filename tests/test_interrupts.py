@@ -97,9 +97,9 @@ def test_ctrl_c_after_scoring_leaves_one_too(model_directory: Path, tmp_path: Pa
     assert load_run(out).circuit.fingerprint == load_run(whole).circuit.fingerprint
 
 
-@pytest.mark.parametrize(("method", "left"), [("activation_difference", False), ("weight_magnitude", True)])
+@pytest.mark.parametrize("method", ["activation_difference", "weight_magnitude"])
 def test_ctrl_c_stops_methods_that_never_look_at_it_or_are_done_by_then(
-    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, left: bool
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     out, original = tmp_path / "run", ConsoleJournal.say
 
@@ -112,7 +112,7 @@ def test_ctrl_c_stops_methods_that_never_look_at_it_or_are_done_by_then(
         patch.setattr(ConsoleJournal, "say", say)
         assert nodesieve("discover", "--model", model_directory, "--out", out, *quick_flags(method=method)) == 130
     assert not (out / "metrics.json").exists()
-    assert (out / "circuit.json").exists() == left
+    assert not (out / "circuit.json").exists()  # nothing has cut the ranking yet
     assert nodesieve("discover", "--resume", out) == 0
     assert json.loads((out / "circuit.json").read_text())["complete"]
 

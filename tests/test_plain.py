@@ -83,6 +83,25 @@ def test_an_example_without_what_a_method_needs_is_refused(method: str, part: st
             discover(planted_model(), lacking, make_config({"method": method, "ablation": ablation}))
 
 
+def test_further_tokens_of_an_answer_have_no_distractors() -> None:
+    task = planted_task()
+    longer = {split: [replace(example, answers=(f"{example.answers[0]} ?",)) for example in examples] for split, examples in task.splits.items()}
+    options = {"answer_tokens": "all", "ablation": "mean", "force": True}
+    for more, what in (({"method": "gate_gradient"}, "method gate_gradient"), ({"method": "sieve", "task_weight": 0.1}, "--task-weight")):
+        with pytest.raises(UserError, match=rf"{what} expects distractors .*, got some without \(as the further tokens of an answer are"):
+            discover(planted_model(), replace(task, splits=longer), make_config({**options, **more}))
+
+
+def test_what_one_example_in_many_lacks_is_said_before_the_first_step() -> None:
+    task = planted_task()
+    first, *others = task.splits["train"]
+    lacking = replace(task, splits={**task.splits, "train": (*others, replace(first, distractors=()))})
+    journal = Journal()
+    with pytest.raises(UserError, match="--task-weight expects distractors in every training example, got some without; add them, or set it to 0"):
+        discover(planted_model(), lacking, make_config({"method": "multigranular", "task_weight": 1.0}), journal=journal)
+    assert not journal.history
+
+
 def test_gates_are_integrated_over_the_middles_of_equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[METHODS["gate_gradient_ig"].__module__], "_scores", lambda _, __, ___, *levels: levels)
     levels: Any = METHODS["gate_gradient_ig"](make_problem(), make_config({}), Journal())

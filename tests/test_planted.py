@@ -91,6 +91,22 @@ def test_within_the_circuit_of_another_run(tmp_path: Path) -> None:
         discover(planted_model(), replace(planted_task(1), source=coarse.config.task), make_config(options))
 
 
+def test_what_is_odd_of_a_circuit_to_stay_within_is_said(tmp_path: Path) -> None:
+    class Noting(Journal):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    outer = discover(planted_model(), planted_task(), make_config({"kl_budget": BUDGET, "method": "random", "polish": False}))
+    outer.save(tmp_path / "whole")
+    replace(outer, metrics={}).save(tmp_path / "half")
+    for name, ablation, said in (("half", "counterfactual", "is unfinished"), ("whole", "zero", "under the counterfactual ablation, this is zero")):
+        notes: list[str] = []
+        options = {"kl_budget": BUDGET, "steps": 16, "within": str(tmp_path / name), "ablation": ablation, "force": True, "polish": False}
+        discover(planted_model(), planted_task(), make_config(options), journal=Noting())
+        (note,) = (note for note in notes if str(tmp_path) in note)
+        assert said in note
+
+
 def test_the_circuit_that_a_search_is_to_stay_in_is_part_of_what_it_began_with(tmp_path: Path) -> None:
     class Stopping(RunJournal):
         def log(self, row: dict[str, Any]) -> None:

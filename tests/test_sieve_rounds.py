@@ -132,3 +132,27 @@ def test_the_sieve_reads_other_examples_in_another_order_by_the_seed(problem: Pr
     assert first == again != other
     orders = [problem.task["train"].training_batch(0, 8, seed).index.tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_rounds_end_where_a_trial_of_heads_leaves_nothing_to_ask_about(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_of_them(run: _Sieve, journal: Journal) -> None:
+        gone = run.circuit.without({"head": run.circuit.masks["head"].nonzero()})
+        run.went = {level: torch.where(mask, run.went[level], run.round - 0.5) for level, mask in gone.masks.items()}
+        run.circuit = gone
+
+    monkeypatch.setattr(_Sieve, "close_heads", all_of_them)
+    journal = Journal()
+    scores = sieve(problem, config(levels=("head",)), journal)
+    assert len(journal.history) >= 1
+    assert not scores.circuit(0.0).kept("head")
+
+
+@pytest.mark.parametrize("levels", [("mlp_block", "expert"), ("mlp_block", "mlp_neuron"), ("layer", "head", "expert")])
+def test_blocks_are_asked_about_where_a_layer_of_the_other_kind_has_no_gates_below(levels: tuple[str, ...]) -> None:
+    """Layers 0 and 2 have experts, layer 1 has neurons."""
+    problem, journal = random_problem("qwen3_moe-mixed"), Journal()
+    options = make_config({"method": "sieve", "levels": levels, "steps": 48, "batch_size": 3, "kl_budget": 0.03, "learning_dtype": "float32"})
+    circuit = sieve(problem, options, journal).circuit(0.0)
+    shares = {level: circuit.kept(level) / problem.nodes.count(level) for level in levels}
+    assert shares == pytest.approx(journal.history[-1]["open"])
+    assert any(0 < share < 1 for share in shares.values())

@@ -288,6 +288,8 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\na,b,one,2\n", "line 3: expected a token id under 'correct_idx', got 'one'"),
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
         ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
+        ("clean,corrupted,correct_idx,distractor\na,b,1,x\n", "line 1: expected incorrect_idx beside correct_idx, got 'distractor'"),
+        ("clean,answer,incorrect_idx\na,x,1\n", "line 1: expected distractor or distractors beside answer, got 'incorrect_idx'"),
         ('clean,corrupted,"answer,distractor\na,b,x,"\n', r"got 'clean', 'corrupted', 'answer,distractor\\na,b,x,'$"),
         ('clean,corrupted,"' + 50 * "answer\n" + '"\n', r"got 'clean', .{185,195}\.\.\.$"),
         ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
@@ -321,6 +323,19 @@ def test_distractors_are_read_under_whichever_name_they_have(tmp_path: Path, hea
     file = tmp_path / "task"
     file.write_text("".join(f"{line}\n" for line in [*([header] if header else []), *(row.format(i=i) for i in range(10))]))
     assert {(e.answers, e.distractors) for e in read_task(file, seed=0).splits["train"]} == {((" x",), (" y",))}
+
+
+def test_splits_of_a_file_are_put_in_an_order_that_is_drawn(tmp_path: Path) -> None:
+    """Files come sorted, and much is judged by the first examples of a split."""
+    file = tmp_path / "task.jsonl"
+    rows = [{"clean": f"{split} {i}", "answers": [" x" if i < 20 else " y"], "split": split} for split in SPLITS for i in range(40)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    drawn, again, other = (read_task(file, seed=seed).splits for seed in (0, 0, 1))
+    for split in SPLITS:
+        assert drawn[split] == again[split] != other[split]
+        assert sorted(example.clean for example in drawn[split]) == sorted(row["clean"] for row in rows if row["split"] == split)
+        assert 5 <= sum(example.answers == (" x",) for example in drawn[split][:20]) <= 15
+    assert [example.clean.split()[1] for example in drawn["train"]] != [example.clean.split()[1] for example in drawn["test"]]
 
 
 def test_files_that_are_no_text_and_directories_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

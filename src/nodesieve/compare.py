@@ -16,6 +16,7 @@ from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
 from nodesieve.method_rows import MethodName
 from nodesieve.models import LoadedModel, model_of
+from nodesieve.problem import refuse_lacking
 from nodesieve.run import CURVE, Run, load_run, weights_of
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
@@ -75,13 +76,13 @@ def compare(
 
 
 def _refuse_lacking(plan: Sequence[DiscoverConfig]) -> None:
-    """`Task.refuse_lacking` for every method, of a task in a file: before the first run, not after some."""
+    """`refuse_lacking` for every method, of a task in a file: before the first run, not after some."""
     config = plan[0]
-    if config.task in BUILTINS or not any(one.row.needs for one in plan):
+    if config.task in BUILTINS or not any(one.needs for one in plan):
         return
     task = read_task(config.task, seed=config.seed_of_data)
     for one in plan:
-        task.refuse_lacking(one.row.needs, method=one.method)
+        refuse_lacking(task.splits.get("train", ()), one)
 
 
 def curve_of(loaded: LoadedModel, run: Run) -> dict[str, Any]:

@@ -174,6 +174,13 @@ class DiscoverConfig:
             raise ValueError(f"expected metrics among {', '.join(EXTRA_METRICS)}, got {', '.join(unknown)}")
         return names
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known_method(cls, value: Any) -> Any:
+        if value not in ("auto", *METHOD_ROWS):
+            raise ValueError(f"expected auto or one of {', '.join(METHOD_ROWS)}, got {value!r}")
+        return value
+
     @field_validator(*PER_LEVEL, mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
@@ -225,6 +232,17 @@ class DiscoverConfig:
         """What options mean to the method."""
         assert self.method != "auto"
         return METHOD_ROWS[self.method]
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Of `levels` those that the method looks at."""
+        return tuple(level for level in self.levels if level in self.row.sees)
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Parts of an example that cannot be missing, and what needs them."""
+        distractors = {"distractors": "--task-weight"} if self.task_weight and "task_weight" in self.row.reads else {}
+        return {**distractors, **dict.fromkeys(self.row.needs, f"method {self.method}")}
 
     @property
     def size(self) -> float | None:

@@ -21,14 +21,14 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.errors import UserError
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import SCORING, Journal, Stopped
-from nodesieve.levels import LEVELS
+from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.method_rows import readers_of
 from nodesieve.methods import METHODS
 from nodesieve.metrics import in_percent
 from nodesieve.models import DTYPES, LoadedModel, device_name, dtype_name
 from nodesieve.polish import polish
-from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem
-from nodesieve.run import Run, counted, describe, load_run, refuse_other_examples
+from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem, refuse_lacking
+from nodesieve.run import Run, counted, describe, load_run, refuse_other_examples, resuming
 from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
 from nodesieve.tasks import BUILTINS
@@ -69,8 +69,9 @@ def discover(
     """
     config = _of_what_is_given(config or DiscoverConfig(), loaded, task)
     journal = journal or Journal()
-    task.refuse_lacking(config.row.needs, method=config.method)
+    refuse_lacking(task.splits.get("train", ()), config)
     problem = make_problem(loaded, task, config, loss=loss)
+    refuse_lacking(problem.task["train"].examples, config)
     journal.passes = problem.model.passes
     journal.memory.device = problem.model.device
     journal.devices = [device_name(problem.model.device)]
@@ -102,6 +103,7 @@ def discover(
     except Stopped as stopped:
         raise Interrupted(_unfinished(config, described, journal, stopped.scores)) from None
     if journal.stopping:  # asked for after the method had last looked
+        _refuse_uncut(scores)
         raise Interrupted(_unfinished(config, described, journal, scores))
     seconds = journal.seconds or (journal.history[-1]["seconds"] if journal.history else time.monotonic() - clock)
 
@@ -117,8 +119,8 @@ def discover(
         journal.say("evaluating")
         evaluation = evaluate_circuit(problem, selection.circuit, splits=("validation", "test"))
     except KeyboardInterrupt:
-        if selection is None and scores.threshold is None:  # a ranking that nothing has cut yet
-            raise
+        if selection is None:
+            _refuse_uncut(scores)
         raise Interrupted(_unfinished(config, described, journal, scores, selection)) from None
     metrics = {**metrics_of(problem, selection, evaluation, config), **_spent(journal, seconds=seconds), "passes": passes}
     if config.polish:
@@ -169,13 +171,19 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
         refuse_other_examples(outer.description, task, ("test",))
     if not outer.was_found_in(weights):
         journal.note(f"the weights of {config.model} are not those that the circuit in {config.within} was found in")
+    if not outer.metrics:
+        journal.note(
+            f"the run in {config.within} is unfinished, this is within its circuit of now; to go on with it first: {resuming(config.within)}"
+        )
+    if outer.config.ablation != config.ablation:
+        journal.note(f"the circuit in {config.within} was found under the {outer.config.ablation} ablation, this is {config.ablation}")
     return outer.circuit
 
 
 def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:
     """Raise UserError where closing all gates that there are would leave more than is to be kept."""
     outer = problem.within or Circuit.whole(problem.nodes)
-    levels = [level for level in LEVELS if level in config.levels and level in config.row.sees]
+    levels = [level for level in LEVELS if level in config.seen]
     least = outer.without({level: outer.masks[level].nonzero() for level in levels}).size
     if least > size:
         raise UserError(
@@ -213,6 +221,12 @@ def _select(problem: Problem, scores: Scores, config: DiscoverConfig, journal: J
         return learner.looks(circuits, "validation", first=QUICK)
 
     return select_budget(scores, measure, budget=config.kl_budget, look=look, upper=problem.upper_bound)
+
+
+def _refuse_uncut(scores: Scores) -> None:
+    """Raise KeyboardInterrupt where scores are a ranking that nothing has cut yet: there is no circuit to keep."""
+    if scores.threshold is None:
+        raise KeyboardInterrupt
 
 
 def _unfinished(
@@ -277,6 +291,9 @@ def _examples_in_words(problem: Problem, task: Task) -> Iterator[str]:
 
 
 def _unread(config: DiscoverConfig, task: Task) -> Iterator[str]:
+    if set(config.levels) != set(DEFAULT_LEVELS) and set(config.levels) != set(config.seen):
+        others = ", ".join(level for level in config.levels if level not in config.seen)
+        yield f"method {config.method} gives no gates to {others}: it looks at {', '.join(config.seen)} alone"
     for name in config.unread:
         yield f"--{name.replace('_', '-')} has no effect with --method {config.method}; it is read by {', '.join(readers_of(name))}"
     if task.source not in BUILTINS:

@@ -18,7 +18,7 @@ from nodesieve.metrics import kl_divergence, logit_difference, upper_bound
 from nodesieve.models import LoadedModel, learning_dtype
 from nodesieve.nodes import NodeSpace
 from nodesieve.shrink import Shrunk
-from nodesieve.tasks.base import SPLITS, SplitName, Task
+from nodesieve.tasks.base import SPLITS, Example, SplitName, Task
 from nodesieve.tasks.encode import EncodedTask, Encoding, encode
 from nodesieve.verify import gate
 
@@ -229,6 +229,15 @@ def _resampled(split: Split, seed: int) -> Split:
     prompts = list(by_prompt.values())
     drawn = torch.randint(len(prompts), (len(prompts),), generator=torch.Generator().manual_seed(mix(seed, 17)))
     return replace(split, examples=tuple(example for i in drawn.tolist() for example in prompts[i]))
+
+
+def refuse_lacking(examples: Sequence[Example | EncodedExample], config: DiscoverConfig) -> None:
+    """Raise UserError where a training example lacks what the method, or an option, cannot do without."""
+    for part, what in config.needs.items():
+        if not all(getattr(example, part) for example in examples):
+            tokens = " (as the further tokens of an answer are with --answer-tokens all)" if config.answer_tokens == "all" else ""
+            instead = "set it to 0" if what.startswith("--") else "take another method"
+            raise UserError(f"{what} expects {part} in every training example, got some without{tokens}; add them, or {instead}")
 
 
 def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:

@@ -149,7 +149,7 @@ def is_finished(directory: Path) -> bool:
     return (directory / METRICS).is_file() and not has_state(directory)
 
 
-def resuming(directory: Path) -> str:
+def resuming(directory: str | Path) -> str:
     """The command that goes on with the run there, as it can be pasted."""
     return f"nodesieve discover --resume {quote(str(directory))}"
 

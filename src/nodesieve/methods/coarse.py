@@ -13,5 +13,4 @@ from nodesieve.scores import Scores
 
 def coarse(problem: Problem, config: DiscoverConfig, journal: Journal) -> Scores:
     """Learn log_alpha for those of `config.levels` that are no finer than heads and MLP blocks."""
-    levels = tuple(level for level in config.levels if level in config.row.sees)
-    return multigranular(problem, replace(config, levels=levels), journal)
+    return multigranular(problem, replace(config, levels=config.seen), journal)

@@ -93,5 +93,4 @@ def _scores(problem: Problem, config: DiscoverConfig, values: LevelTensors) -> S
     absent = {level: ~problem.nodes.present(level) for level in LEVELS}
     seen = measured(config.levels, problem.nodes.levels)
     values = {level: value.masked_fill(absent[level], 0.0) if level in seen else torch.zeros_like(value) for level, value in values.items()}
-    levels = tuple(level for level in config.levels if level in config.row.sees)
-    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=levels, wholes=sums_of_leaves(values))
+    return Scores(values=raise_ancestors(values), nodes=problem.nodes, levels=config.seen, wholes=sums_of_leaves(values))

@@ -41,7 +41,7 @@ from nodesieve.levels import CHILDLESS, LEVELS
 from nodesieve.methods.asking import Asked, ask
 from nodesieve.methods.looks import Look, Looks
 from nodesieve.methods.prices import Candidate, Prices
-from nodesieve.nodes import LevelTensors, up_to
+from nodesieve.nodes import LevelTensors, NodeSpace, up_to
 from nodesieve.parts import NOTHING, cheapest_parts, less
 from nodesieve.problem import Problem
 from nodesieve.scores import Scores, raise_ancestors
@@ -85,6 +85,8 @@ def sieve(problem: Problem, config: DiscoverConfig, journal: Journal, *, start: 
         try:
             if run.round >= run.tried + max(APART, math.ceil(run.planned() / TRIALS)):
                 run.close_heads(_Round(journal, run))
+                if run.done():  # nothing else had gates, or the size asked for is reached
+                    break
             run.seconds = time.monotonic() - began
             asked = run.ask(_Round(journal, run))
         except KeyboardInterrupt:
@@ -145,7 +147,9 @@ class _Sieve:
         self.cache = cache or training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
         self.scored = tuple(levels)
-        self.levels = tuple(level for level in levels if level in ASKED or not _goes_with_parts(level, levels))  # those that are asked and priced
+        self.levels = tuple(
+            level for level in levels if level in ASKED or not _goes_with_parts(level, levels, self.nodes)
+        )  # those that are asked and priced
         if not self.levels:
             raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
         self.prices = Prices(nodes=self.nodes, levels=self.levels, penalties=config.penalties)
@@ -327,7 +331,7 @@ class _Sieve:
             _, order = self.prices.order(self.circuit, self._costs(self.caution))
             ranks[order] = torch.arange(1, kept + 1) / kept
         left = self.prices.by_level(self.circuit, ranks)
-        finest = [level for level in self.levels if not _goes_with_parts(level, self.levels)]
+        finest = [level for level in self.levels if not _goes_with_parts(level, self.levels, self.nodes)]
         left = raise_ancestors({level: x if level in finest else torch.zeros_like(x) for level, x in left.items()})
         for level, mask in self.circuit.masks.items():
             values[level][mask] = left[level][mask]
@@ -352,10 +356,21 @@ class _Sieve:
         self.circuit = Circuit.of({level: went == math.inf for level, went in self.went.items()}, self.nodes)
 
 
-def _goes_with_parts(level: str, levels: Sequence[str]) -> bool:
-    """Does a node of this level go when nothing of it is left, by gates of `levels` below it? A layer has two blocks to be left."""
-    below = [name in levels or _goes_with_parts(name, levels) for name, row in LEVELS.items() if row.parent == level]
-    return bool(below) and (all(below) if level == "layer" else any(below))
+def _goes_with_parts(level: str, levels: Sequence[str], nodes: NodeSpace) -> bool:
+    """Does every node of this level go when nothing of it is left, by gates of `levels` below it?"""
+    return bool(_with_parts(level, levels, nodes).all())
+
+
+def _with_parts(level: str, levels: Sequence[str], nodes: NodeSpace) -> Tensor:
+    """In which layers nodes of this level do, (layers,) bool: a layer has two blocks to be left, and an MLP neurons or experts."""
+    below = [
+        _with_parts(name, levels, nodes) | (nodes.present(name).reshape(nodes.layers, -1).any(-1) & (name in levels))
+        for name, row in LEVELS.items()
+        if row.parent == level
+    ]
+    if not below:
+        return torch.zeros(nodes.layers, dtype=torch.bool)
+    return torch.stack(below).all(0) if level == "layer" else torch.stack(below).any(0)
 
 
 def _places(chosen: LevelTensors, gone: LevelTensors) -> LevelTensors:

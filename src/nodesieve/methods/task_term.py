@@ -6,18 +6,12 @@ from torch import Tensor
 
 from nodesieve.batches import Batch
 from nodesieve.config import DiscoverConfig
-from nodesieve.errors import UserError
 from nodesieve.metrics import logit_difference
 
 
 def task_term(logits: Tensor, batch: Batch, config: DiscoverConfig) -> Tensor:
-    """task_weight x relu(task_margin - logit difference) of each example, (B, V) -> (B,).
-
-    Raises:
-        UserError: an example has no distractor to differ from.
-    """
+    """task_weight x relu(task_margin - logit difference) of each example, (B, V) -> (B,)."""
     if config.task_weight == 0:
         return logits.new_zeros(len(logits))
-    if not all(batch.distractors):
-        raise UserError("--task-weight expects distractors in every example, got some without; set it to 0")
+    assert all(batch.distractors)
     return config.task_weight * (config.task_margin - logit_difference(logits, batch)).relu()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -71,12 +71,6 @@ class Task:
         """By split, the hexadecimal SHA-256 of its examples, in order."""
         parts = {split: (*examples, *(self.redrawn if split == "train" else ())) for split, examples in self.splits.items()}
         return {split: hashlib.sha256(repr(examples).encode("utf-8", "surrogatepass")).hexdigest() for split, examples in parts.items()}
-
-    def refuse_lacking(self, parts: Iterable[str], *, method: str) -> None:
-        """Raise UserError where a training example lacks one of the parts that a method cannot do without."""
-        for part in parts:
-            if not all(getattr(example, part) for example in self.splits.get("train", ())):
-                raise UserError(f"method {method} expects {part} in every training example, got some without; add them or take another method")
 
 
 Pools = Mapping[str, Sequence[str]]

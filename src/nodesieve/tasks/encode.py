@@ -137,7 +137,7 @@ def encode(
         splits=splits,
         metrics=task.metrics,
         skipped=skipped,
-        shown=tuple(encoder.show(example) for example in splits[needed[-1]].examples[:3]),
+        shown=tuple(encoder.show(example) for example in splits["validation" if "validation" in needed else needed[-1]].examples[:3]),
         left_out=left_out,
     )
 

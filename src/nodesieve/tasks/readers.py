@@ -173,6 +173,9 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             shown = got if len(got) <= SHOWN else f"{got[:SHOWN]}..."
             raise UserError(f"{path}, line {1 + above}: expected a column among {', '.join(CSV_COLUMNS)}, got {shown}")
         bad = next((name for name in CSV_COLUMNS[good] if name in header), "")
+        others = [name for names in CSV_COLUMNS.values() for name in names if name in header]
+        if others and not bad:
+            raise UserError(f"{path}, line {1 + above}: expected {' or '.join(CSV_COLUMNS[good])} beside {good}, got {others[0]!r}")
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{path}, line {1 + above}: expected each column once, got {twice!r} twice")

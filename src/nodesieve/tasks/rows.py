@@ -142,19 +142,21 @@ def task_of_rows(name: str, rows: Iterable[Row], *, source: str, seed: int) -> T
 
 
 def _split(rows: Sequence[Row], source: str, seed: int) -> dict[str, tuple[Example, ...]]:
-    """By the splits that the rows name, or 60/20/20 by `seed` where none does."""
+    """By the splits that the rows name, or 60/20/20 where none does; in an order drawn by `seed`."""
     unnamed = [row for row in rows if row.split is None]
     if unnamed and len(unnamed) < len(rows):
         raise UserError(f"{unnamed[0].at}: expected a split in every example or in none, got one without")
     if rows and not unnamed:
-        splits: dict[str, tuple[Example, ...]] = {split: tuple(row.example for row in rows if row.split == split) for split in SPLITS}
+        splits: dict[str, list[Example]] = {split: [row.example for row in rows if row.split == split] for split in SPLITS}
         seen: dict[str, str] = {}
         for row in rows:
             assert row.split is not None
             clean = row.example.clean
             if seen.setdefault(clean, row.split) != row.split:
                 raise UserError(f"{row.at}: expected no prompt in two splits, got one that is in {seen[clean]} too: {clean[:60]!r}")
-        return splits
+        for split, examples in splits.items():  # files come sorted, and much is judged by the first of them
+            random.Random(f"order/{split}/{seed}").shuffle(examples)
+        return {split: tuple(examples) for split, examples in splits.items()}
     of_prompt: dict[str, list[Example]] = {}  # in one split, all of them
     for example in dict.fromkeys(row.example for row in rows):
         of_prompt.setdefault(example.clean, []).append(example)
