@@ -67,12 +67,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     ),
     "gemma2-capped": ("gemma2", {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}),
+    "granitemoehybrid-rope": ("granitemoehybrid", {"position_embedding_type": "rope", "residual_multiplier": 0.3, "attention_multiplier": 0.2}),
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "opt-unbiased": ("opt", {"enable_bias": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
     "qwen3_moe-mixed": ("qwen3_moe", {"mlp_only_layers": [1]}),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
 }
-NEEDED: dict[str, dict[str, Any]] = {"gpt_neo": {"attention_types": [[["global"], 3]]}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global"], 3]]},
+    "granitemoehybrid": {
+        "num_local_experts": 0,
+        "layer_types": ["attention"] * 3,
+        "shared_intermediate_size": 48,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+    },
+}
 
 
 def tiny_config(name: str, *, vocabulary: int = VOCABULARY) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from command_line import nodesieve
 from conftest import tiny_model
 from nodesieve.errors import UnusedWeightsWarning, UserError
 from nodesieve.models import LoadedModel, load_model
 from nodesieve.verify import gate
-from nodesieve.weights import PACKAGED_MODELS
+from nodesieve.weights import PACKAGED_MODELS, _refuse_other_dtypes, read_checkpoint
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +34,42 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(model_director
     assert "expected weights as safetensors" in error
     assert "save_pretrained" in error
     assert error.count("\n") == 1
+
+
+def test_pickles_of_a_repository_are_not_converted_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, seen = "DISABLE_SAFETENSORS_CONVERSION", []
+
+    def load(*_: object, **__: object) -> None:
+        seen.append(os.environ.get(name))
+        raise OSError("org/x does not appear to have a file named model.safetensors")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    for before in (None, "0"):
+        monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+        with pytest.raises(
+            UserError, match=r"convert them: .*from_pretrained\('org/x', revision='old', use_safetensors=False\).*'org/x', revision='old'\)"
+        ):
+            read_checkpoint("org/x", revision="old", dtype=torch.float32, trust_remote_code=False, name="org/x")
+        assert os.environ.get(name) == before
+    assert seen == ["1", "1"]
+
+
+def test_weights_in_another_dtype_than_was_asked_for_are_refused() -> None:
+    model = tiny_model("llama")
+    _refuse_other_dtypes(model, torch.bfloat16, "m")  # as where transformers keeps some in float32
+    model.model.norm.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"expected weights that load as float32, got model.norm.weight in bfloat16 from 'm'; try --dtype bfloat16"):
+        _refuse_other_dtypes(model, torch.float32, "m")
+    model.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(UserError, match="use the checkpoint that is not quantised"):
+        _refuse_other_dtypes(model, torch.float32, "m")
+
+
+def test_adapters_are_to_be_merged_first(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama")
+    model._hf_peft_config_loaded = True
+    with pytest.raises(UserError, match="got one with adapters loaded; merge them first"):
+        load_model(model, tokenizer)
 
 
 def test_a_path_that_speaks_of_safetensors_is_no_reason_to_unpickle(

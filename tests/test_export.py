@@ -53,7 +53,9 @@ def test_every_family_says_alone_what_it_says_with_gates_of_zeros(any_model: Gat
     assert float((any_model.gated_logits(TOKENS, found.gates(), constants(any_model, mean=False)) - before).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "llama-tied", "opt", "bloom", "falcon", "granite-multipliers", "starcoder2"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt_neox", "llama", "llama-tied", "opt", "bloom", "falcon", "granite-multipliers", "starcoder2", "seed_oss", "opt-unbiased"]
+)
 def test_what_closed_nodes_hold_is_in_the_biases(name: str) -> None:
     model = GatedModel(tiny_model(name))
     assert difference(model, circuit(model.nodes), constants(model, mean=True)) < 1e-4

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from conftest import MODEL_TYPES, random_tokens, tiny_config, tiny_model
+from conftest import MODEL_TYPES, VOCABULARY, random_tokens, tiny_config, tiny_model
 from nodesieve.ablations import Corrupted, Routed
 from nodesieve.architectures import guess, locate
 from nodesieve.batches import PaddingSide, Tokens
@@ -258,3 +259,82 @@ def test_a_device_without_memory_left_says_nothing_of_the_model() -> None:
         raise torch.OutOfMemoryError
     with pytest.raises(ZeroDivisionError), Trying():
         raise ZeroDivisionError
+
+
+def test_what_layers_know_of_the_prompt_beside_the_stream_is_noticed() -> None:
+    """Else corrupted prompts would advance through layers that know the clean ones."""
+    model = tiny_model("llama")
+    table, ids = torch.randn(VOCABULARY, model.model.layers[1].self_attn.v_proj.out_features), []
+    model.model.register_forward_pre_hook(lambda _m, _args, given: ids.append(given["input_ids"]), with_kwargs=True)
+    model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _m, _args, values: values + table[ids[-1]])
+    for model_type in ("llama", "unheard-of"):
+        model.config.model_type = model_type
+        with pytest.raises(UserError, match=r"where the corrupted prompts advance|does not fit by structure"):
+            gate(model)
+
+
+def test_a_model_of_a_known_name_whose_layers_are_called_otherwise_is_read_by_structure() -> None:
+    model = tiny_model("llama")
+    model.config.model_type = "gpt2"
+    with pytest.warns(UnknownFamilyWarning, match=r"'gpt2' is not known as it is here; its structure was read as self_attn.o_proj"):
+        assert gate(model).architecture.places[0].attention_projection is model.model.layers[0].self_attn.o_proj
+
+
+@pytest.mark.parametrize("error", [KeyError(0), UserError("in a line of its own")])
+def test_a_known_model_that_cannot_be_run_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(GatedModel, "logits", fail)
+    with pytest.raises(UserError, match=r"could not run it as that: KeyError\(0\)" if isinstance(error, KeyError) else "^in a line of its own$"):
+        gate(tiny_model("llama"))
+
+
+def test_hooks_of_the_library_itself_are_not_taken_for_ones_left_behind() -> None:
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    model.config.output_hidden_states = model.config.output_attentions = True
+    assert [check.name for check in verify(GatedModel(model)) if not check.passed] == []
+
+
+def test_a_model_whose_heads_would_be_taken_apart_is_refused() -> None:
+    with pytest.raises(UserError, match="models of type diffllama are not supported: what enters its output projection are pairs of heads"):
+        gate(tiny_model("diffllama"))
+
+
+@pytest.mark.parametrize("name", ["o_proj", "q_proj", "gate_proj"])
+def test_an_adapter_around_a_projection_is_no_projection(name: str) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.weight = base, base.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x)
+
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        block = layer.mlp if name == "gate_proj" else layer.self_attn
+        setattr(block, name, Wrapped(getattr(block, name)))
+    with pytest.raises(UserError, match=r"expected projections that are nn.Linear or Conv1D, got Wrapped; merge adapters"):
+        gate(model)
+
+
+def test_a_copy_in_16_bits_shares_nothing_and_ties_what_was_tied() -> None:
+    model = GatedModel(tiny_model("llama-tied"))
+    rounded = model.in_dtype(torch.bfloat16).model
+    assert rounded.lm_head.weight is rounded.model.embed_tokens.weight
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    same = GatedModel(tiny_model("llama-tied")).in_dtype(torch.float32).model
+    with torch.no_grad():
+        same.lm_head.weight.zero_()
+    assert same.model.embed_tokens.weight.count_nonzero() == 0 < model.model.lm_head.weight.count_nonzero()
+
+
+def test_every_model_type_is_in_the_docs() -> None:
+    root = Path(__file__).parents[1]
+    listed = (root / "docs" / "models.md").read_text("utf-8")
+    assert [name for name in MODEL_TYPES if f"`{name}`" not in listed] == []
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"{len(MODEL_TYPES)} model types of {len(FAMILIES)} families" in (root / page).read_text("utf-8")

@@ -71,6 +71,10 @@ class Architecture:
     parameters: ParameterShapes
 
 
+class MissingModule(UserError):
+    """A model has no module where its family's row says."""
+
+
 def resolve(model: PreTrainedModel) -> Architecture:
     """Find the five places of a model whose family has a row.
 
@@ -246,13 +250,13 @@ def _matching(modules: Mapping[str, nn.Module], pattern: re.Pattern[str]) -> lis
 
 def _is_projection(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
 
 
 def _at(module: nn.Module, path: str, family: Family) -> Any:
     for name in path.split("."):
         if not hasattr(module, name):
-            raise UserError(
+            raise MissingModule(
                 f"expected a {'/'.join(family.model_types)} model to have a module at {path!r}, got {type(module).__name__} without {name!r}; "
                 "its row in nodesieve/families.py does not fit this version of the model"
             )
@@ -265,12 +269,20 @@ def _has_bias(module: nn.Module) -> bool:
 
 
 def in_out(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a projection: `nn.Linear` stores (out, in), GPT-2's Conv1D (in, out)."""
-    rows, columns = module.weight.shape  # type: ignore[misc]
-    return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+    """(inputs, outputs) of a projection."""
+    outputs, inputs = as_linear(module).shape
+    return inputs, outputs
 
 
 def as_linear(module: nn.Module) -> Tensor:
-    """A projection's weight as (outputs, inputs), however it is stored."""
+    """A projection's weight as (outputs, inputs): `nn.Linear` stores it so, GPT-2's Conv1D the other way round.
+
+    Raises:
+        UserError: it is neither, as where an adapter is wrapped around one.
+    """
+    if type(module).__name__ != "Conv1D" and not isinstance(module, nn.Linear):
+        raise UserError(
+            f"expected projections that are nn.Linear or Conv1D, got {type(module).__name__}; merge adapters, and use weights that are not quantised"
+        )
     weight = module.get_parameter("weight")
     return weight if isinstance(module, nn.Linear) else weight.T

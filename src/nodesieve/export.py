@@ -36,8 +36,15 @@ from nodesieve.weights import Quiet, write_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-BIASES = ("attention_bias", "mlp_bias", "use_bias", "bias")  # what configs call the choice of biases for projections
-NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # and the number of hidden neurons of a layer
+BIASES = (
+    "attention_bias",
+    "attention_out_bias",
+    "mlp_bias",
+    "use_bias",
+    "bias",
+    "enable_bias",
+)  # what configs call the choice of biases for projections
+NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "shared_intermediate_size")  # and the number of hidden neurons of a layer
 HEADS, GROUPS, HEAD_DIM = "num_attention_heads", "num_key_value_heads", "head_dim"
 COMPARED = 32  # test examples that are read through what was written
 Changed = Mapping[str, Tensor | None]  # weight and bias of a module, None where it has none

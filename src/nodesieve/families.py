@@ -34,12 +34,16 @@ class Family:
     norms_after_sum_if: tuple[str, object] | None = None
 
 
+# By model type, what no check can tell: why the places that a reading finds would not be what they are called.
+MISREAD = {"diffllama": "what enters its output projection are pairs of heads, whose halves would be taken for heads"}
+
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _LLAMA = Family(
     model_types=(
         *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "stablelm", "cohere", "cohere2", "granite", "smollm3"),
         *("helium", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "internlm3", "ministral3", "vaultgemma", "granite_swa", "iquestcoder", "bitnet"),
+        *("cwm", "exaone"),
     ),
     layers="model.layers",
     attention_projection="self_attn.o_proj",
@@ -125,13 +129,25 @@ FAMILIES: tuple[Family, ...] = (
         mlp_inputs=("ffn.up_proj",),
     ),
     _LLAMA,
-    replace(_LLAMA, model_types=("arcee", "apertus", "nemotron", "jais2"), mlp_inputs=("mlp.up_proj",)),
+    replace(_LLAMA, model_types=("arcee", "apertus", "apertus1p5_text", "nemotron", "jais2"), mlp_inputs=("mlp.up_proj",)),
     replace(_LLAMA, model_types=("glm",), mlp_inputs=("mlp.gate_up_proj",)),
     replace(_LLAMA, model_types=("phi3",), qkv=("self_attn.qkv_proj",), mlp_inputs=("mlp.gate_up_proj",)),
     _NORM_AFTER,
     replace(_NORM_AFTER, model_types=("gemma3",), layers="model.language_model.layers"),  # with eyes; the circuit is of the words
     replace(_LLAMA, model_types=("nanochat",), mlp_projection="mlp.fc2", mlp_inputs=("mlp.fc1",)),
-    replace(_LLAMA, model_types=("mixtral", "qwen3_moe", "olmoe"), mlp_write="mlp", experts="mlp.experts"),
+    replace(_LLAMA, model_types=("mixtral", "qwen3_moe", "olmoe", "phimoe", "minimax_m2", "mellum"), mlp_write="mlp", experts="mlp.experts"),
+    replace(_LLAMA, model_types=("granitemoe",), mlp_write="block_sparse_moe", experts="block_sparse_moe.experts"),
+    replace(  # those of attention and one MLP alone; with routed experts beside it, its two writes are not what a layer adds
+        _LLAMA, model_types=("granitemoehybrid",), mlp_projection="shared_mlp.output_linear", mlp_inputs=("shared_mlp.input_linear",)
+    ),
+    Family(
+        model_types=("modernbert-decoder",),
+        layers="model.layers",
+        attention_projection="attn.Wo",
+        mlp_projection="mlp.Wo",
+        qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+        mlp_inputs=("mlp.Wi",),
+    ),
     replace(
         _LLAMA,
         model_types=("glm4",),

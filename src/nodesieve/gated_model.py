@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nodesieve.ablations import Activations, Corrupted, Recorder
 from nodesieve.architectures import Architecture, locate, resolve
@@ -78,7 +78,8 @@ class GatedModel:
     def in_dtype(self, dtype: torch.dtype) -> GatedModel:
         """A copy in another dtype, on the same account of passes. Rotary frequencies stay as they are, as where transformers loads a checkpoint: to
         16 bits, distant positions would be others."""
-        model = copy.deepcopy(self.model).to(dtype)
+        rounded = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=p.requires_grad) for p in self.model.parameters()}
+        model = copy.deepcopy(self.model, rounded).to(dtype)  # one parameter after the other, never a whole copy that is not rounded
         for own, other in zip(model.modules(), self.model.modules(), strict=True):
             own._buffers.update({name: buffer for name, buffer in other._buffers.items() if name.endswith(FREQUENCIES)})
         copied = GatedModel(model, locate(model, self.architecture.family))

@@ -12,7 +12,7 @@ import torch
 
 from nodesieve.config import FINE_BUDGET, DtypeName, choices
 from nodesieve.errors import UserError
-from nodesieve.weights import read_checkpoint, refuse_infinite, source_of
+from nodesieve.weights import read_checkpoint, refuse_adapters, refuse_infinite, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +91,7 @@ def _in_memory(model: Any, tokenizer: Any) -> LoadedModel:
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         hint = "; merge its adapters first (merge_and_unload)" if hasattr(model, "merge_and_unload") else ""
         raise UserError(f"expected a model's name, or a causal LM of transformers, got {type(model).__name__}{hint}")
+    refuse_adapters(model)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"expected the tokenizer of a model in memory beside it, got {type(tokenizer).__name__}")
     dtypes = {dtype_name(parameter.dtype) for parameter in model.parameters()}

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nodesieve.ablations import Activations, Routed
-from nodesieve.architectures import as_linear, guess, is_known, unknown_family
+from nodesieve.ablations import Activations, Corrupted, Routed
+from nodesieve.architectures import MissingModule, as_linear, guess, is_known, unknown_family
 from nodesieve.batches import Tokens
-from nodesieve.errors import Trying, UnknownFamilyWarning, UserError
+from nodesieve.errors import DOES_NOT_FIT, Trying, UnknownFamilyWarning, UserError
+from nodesieve.families import MISREAD
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS, nearest
 from nodesieve.nodes import up_to
@@ -52,27 +53,41 @@ def gate(model: PreTrainedModel) -> GatedModel:
     """A model with gates that have been seen to work.
 
     Raises:
-        UserError: a check failed, or the family is not known and no reading of the model's structure passes all checks.
+        UserError: the family's row does not fit, or there is none, and no reading of the model's structure passes all checks.
     """
+    model_type, missing = model.config.model_type, None
+    if model_type in MISREAD:
+        raise UserError(f"models of type {model_type} are not supported: {MISREAD[model_type]}")
     if is_known(model):
-        gated = GatedModel(model)
-        failed = next((check for check in quick_checks(gated) if not check.passed), None)
-        if failed is not None:
-            raise UserError(f"expected of {model.config.model_type}: {failed.name}; got: {failed.detail}. `nodesieve check-model` says more")
-        return gated
+        try:
+            return _by_its_row(model)
+        except MissingModule as error:  # another model of that name, perhaps, with code of its own
+            missing = error
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except DOES_NOT_FIT as error:
+            raise UserError(f"expected a model of {model_type} that is as its row says, could not run it as that: {error!r}") from error
     for architecture in guess(model):
         gated = GatedModel(model, architecture)
         if _passes(gated):
             row = architecture.family
             writes = [row.attention_write or row.attention_projection, row.mlp_write or row.mlp_projection]
             warnings.warn(
-                f"model family {model.config.model_type!r} is not known; its structure was read as {row.attention_projection}, {row.mlp_projection}, "
-                f"written by {' and '.join(writes)} in {row.layers}, and passed every check",
+                f"model family {model_type!r} is not known{' as it is here' if missing else ''}; its structure was read as "
+                f"{row.attention_projection}, {row.mlp_projection}, written by {' and '.join(writes)} in {row.layers}, and passed every check",
                 UnknownFamilyWarning,
                 stacklevel=2,
             )
             return gated
-    raise unknown_family(model.config.model_type)
+    raise missing or unknown_family(model_type)
+
+
+def _by_its_row(model: PreTrainedModel) -> GatedModel:
+    gated = GatedModel(model)
+    failed = next((check for check in quick_checks(gated) if not check.passed), None)
+    if failed is not None:
+        raise UserError(f"expected of {model.config.model_type}: {failed.name}; got: {failed.detail}. `nodesieve check-model` says more")
+    return gated
 
 
 def _passes(model: GatedModel) -> bool:
@@ -82,8 +97,8 @@ def _passes(model: GatedModel) -> bool:
 
 
 def quick_checks(model: GatedModel) -> Iterator[Check]:
-    """The three that cost seven short forward passes."""
-    return islice(verify(model), 3)
+    """The four that cost ten short forward passes."""
+    return islice(verify(model), 4)
 
 
 def verify(model: GatedModel) -> Iterator[Check]:
@@ -91,17 +106,19 @@ def verify(model: GatedModel) -> Iterator[Check]:
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
     clean, corrupted = (_random_tokens(vocabulary, generator, model.device) for _ in range(2))
-    hooks_before = _hooks(model)
     original, other = model.logits(clean), model.logits(corrupted)
+    hooks_before = _hooks(model)  # on its first pass, transformers may hang in some of its own
     ablation = model.record(corrupted)
     opened, closed = (model.nodes.full(value, device=model.device) for value in (1.0, 0.0))
 
     with torch.no_grad():
         same = model.gated_logits(clean, opened, ablation)
         yield Check(name="open gates give the original logits, bit for bit", passed=torch.equal(same, original), detail=_gap(same, original))
-        swapped = model.gated_logits(clean, closed, ablation)
+        swapped, advanced = (model.gated_logits(clean, closed, values) for values in (ablation, Corrupted(tokens=corrupted)))
         yield Check(
-            name="everything closed, the embedding too, gives the corrupted run", passed=torch.equal(swapped, other), detail=_gap(swapped, other)
+            name="everything closed, the embedding too, gives the corrupted run",
+            passed=torch.equal(swapped, other) and model.agree(advanced, other),
+            detail=f"{_gap(swapped, other)}, {_gap(advanced, other)} where the corrupted prompts advance layer by layer beside the clean ones",
         )
         yield _padding_is_nothing(model, clean)
         yield _writes_add_up(model, clean)

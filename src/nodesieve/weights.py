@@ -61,7 +61,7 @@ def source_of(name: str, revision: str | None) -> tuple[str, str | None]:
         if path.is_dir() and not (path / "config.json").is_file():
             raise UserError(f"expected a model directory with a config.json, found none in {name!r}")
         if path.is_dir() and not any(path.glob("*.safetensors")) and any(file for kind in PICKLES for file in path.glob(kind)):
-            raise _pickled(name)
+            raise _pickled(name, None)
         return name, revision
     digest = _digest(file)
     return str(_converted(file, digest)), f"sha256:{digest[:16]}"
@@ -174,7 +174,7 @@ def read_checkpoint(
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     reading = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are told below
     try:
-        with Quiet():
+        with Quiet(), _unconverted():
             model, told = AutoModelForCausalLM.from_pretrained(source, **reading, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (MemoryError, torch.OutOfMemoryError):
@@ -182,7 +182,7 @@ def read_checkpoint(
     except Exception as error:  # configs and tokenizers that are not as they should be meet readers that raise anything
         lacks = isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not Path(source).is_dir()
         if lacks and "safetensors" in str(error).replace(source, ""):
-            raise _pickled(name) from error
+            raise _pickled(name, revision) from error
         hint = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
         if "trust_remote_code" in str(error):
             hint = "; if you trust that code, add --trust-remote-code"
@@ -193,8 +193,40 @@ def read_checkpoint(
     _refuse_gaps(model, told, name)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files, transformers makes an empty one
         raise UserError(f"expected a tokenizer beside the model, found none in {name!r}; save it there with its save_pretrained")
+    refuse_adapters(model)
+    _refuse_other_dtypes(model, dtype, name)
     refuse_infinite(model, name)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _unconverted() -> Iterator[None]:
+    """Where a repository has pickles alone, transformers would ask for a conversion elsewhere, and take whatever comes of it."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def refuse_adapters(model: PreTrainedModel) -> None:
+    """Raise UserError where adapters hang in a model's projections."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError("expected a model of one set of weights, got one with adapters loaded; merge them first (peft's merge_and_unload)")
+
+
+def _refuse_other_dtypes(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
+    """Raise UserError where weights are of another dtype than was asked for, but for those that transformers keeps in float32."""
+    other = next(((key, p.dtype) for key, p in model.named_parameters() if p.dtype not in (dtype, torch.float32)), None)
+    if other is not None:
+        asked, got = (str(kind).removeprefix("torch.") for kind in (dtype, other[1]))
+        hint = "use the checkpoint that is not quantised" if getattr(model.config, "quantization_config", None) else f"try --dtype {got}"
+        raise UserError(f"expected weights that load as {asked}, got {other[0]} in {got} from {name!r}; {hint}")
 
 
 def refuse_infinite(model: PreTrainedModel, name: str) -> None:
@@ -235,12 +267,13 @@ def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _pickled(name: str) -> UserError:
+def _pickled(name: str, revision: str | None) -> UserError:
     """Loading a pickle runs whatever code is in it, so that is left to the user."""
+    which = f"'{name}'" if revision is None else f"'{name}', revision='{revision}'"
     return UserError(
         f"expected weights as safetensors, found none in {name!r}; if you trust its pickled ones, convert them: python -c "
-        f"\"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; M.from_pretrained('{name}', "
-        f"use_safetensors=False).save_pretrained('converted'); T.from_pretrained('{name}').save_pretrained('converted')\""
+        f'"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; M.from_pretrained({which}, '
+        f"use_safetensors=False).save_pretrained('converted'); T.from_pretrained({which}).save_pretrained('converted')\""
     )
 
 
