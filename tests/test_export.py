@@ -175,6 +175,14 @@ def test_a_circuit_beside_corrupted_prompts_needs_constants(
     assert "expected the checkpoint to say what the gated model does" in capsys.readouterr().err
     assert list(tmp_path.glob("*circuit*")) == []  # nothing, half of nothing neither
     monkeypatch.undo()
+
+    def cannot(*_: object) -> None:
+        raise NotImplementedError("quantised")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nodesieve.export.write_checkpoint", cannot)
+        assert export(run, out, "--ablation", "zero") == 2
+    assert "it cannot write this llama: quantised" in capsys.readouterr().err
     out.mkdir()
     assert export(run, out, "--ablation", "zero") == 0
     assert (out / "model.safetensors").is_file()

@@ -79,7 +79,11 @@ def export(problem: Problem, tokenizer: PreTrainedTokenizerBase, circuit: Circui
                 scratch.mkdir()
             except OSError as error:
                 raise UserError(f"OUT expects a directory that can be made, could not make {str(out)!r}: {error.strerror}") from error
-            write_checkpoint(scratch, model, tokenizer)
+            try:
+                write_checkpoint(scratch, model, tokenizer)
+            except NotImplementedError as error:  # as of weights that are quantised
+                kind = model.config.model_type
+                raise UserError(f"--format hf expects a model that transformers can write, it cannot write this {kind}: {error}") from error
             with Quiet():
                 again = type(model).from_pretrained(scratch, dtype=model.dtype, use_safetensors=True)
             for name, content in beside.items():

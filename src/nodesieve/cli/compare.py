@@ -16,7 +16,7 @@ from nodesieve.method_rows import MethodName
 @click.command("compare", short_help="Methods side by side on one model and task.")
 @click.option("--model", help="as for discover  [default: smollm2-135m]")
 @click.option("--task", help="as for discover  [default: ioi]")
-@click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient")
+@click.option("--methods", required=True, help="names with commas between them, e.g. sieve,multigranular,gate_gradient; the tables are of these")
 @click.option("--kl-budget", "--budget", "kl_budget", type=float, help="KL budget in nats  [default: 0.25]")
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1), help="runs of each method: seeds 0, 1, ..., or from the config's seed on"
