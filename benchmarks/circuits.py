@@ -55,7 +55,8 @@ def main() -> None:
         with ThreadPoolExecutor(options.at_once) as pool:
             list(pool.map(lambda name: discover(name, runs=options.runs, flags=options.flags, at_once=options.at_once), options.only))
     here = [name for name in PLAN if (directory(name, options.runs) / "metrics.json").is_file()]
-    rows = {entry["name"]: entry for entry in before()} | {name: row(name, runs=options.runs) for name in here}
+    known = {entry["name"]: entry for entry in before()}
+    rows = known | {name: with_others(row(name, runs=options.runs), known.get(name)) for name in here}
     result = {"runs": [rows[name] for name in PLAN if name in rows]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "circuits.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -132,8 +133,15 @@ def row(name: str, *, runs: Path) -> dict[str, Any]:
         "versions": circuit["versions"],
         "examples": circuit["examples"]["splits"],
     }
-    measured = {other: on_others(out, other, load_run(out).circuit.fingerprint) for other in OTHERS}
-    return {**found, **{other: row for other, row in measured.items() if row is not None}}
+    circuit_of_now = load_run(out).circuit.fingerprint
+    measured = {other: on_others(out, other, circuit_of_now) for other in OTHERS}
+    return {**found, **{other: metrics for other, metrics in measured.items() if metrics is not None}}
+
+
+def with_others(entry: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
+    """With what is known of the same circuit on other words, where that was not measured here."""
+    same = known is not None and all(known["metrics"][part] == entry["metrics"][part] for part in ("nodes", "circuit"))
+    return {**{other: known[other] for other in OTHERS if known is not None and same and other in known}, **entry}
 
 
 def markdown(result: dict[str, Any]) -> str:

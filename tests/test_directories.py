@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nodesieve import spawn
 from nodesieve.config import make_config
 from nodesieve.errors import UserError
 from nodesieve.files import alone_in
-from nodesieve.run import load_run, read_config
+from nodesieve.run import load_run, read_config, write_config
 
 
 def test_one_process_at_a_time_is_at_work_in_a_directory(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,9 +59,12 @@ def test_a_comparison_does_not_tidy_up_after_another(model_directory: Path, tmp_
     assert not place.exists()
 
 
-def test_a_run_that_the_system_killed_is_said_to_be(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawn, "_call", lambda arguments: -9)
-    with pytest.raises(UserError, match="was killed by signal 9, as the system does where memory runs out"):
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "SIGKILL, as the system does where memory runs out$"), (signal.SIGSEGV, "SIGSEGV$")])
+def test_a_run_that_the_system_killed_is_said_to_be(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    monkeypatch.setattr(spawn, "_call", lambda arguments: -number)
+    with pytest.raises(UserError, match=f"was killed by {said}"):
         spawn.ensure_run(tmp_path / "random-0", make_config({"model": str(model_directory), "method": "random"}))
 
 
@@ -71,6 +75,16 @@ def test_a_run_of_its_own_process_takes_no_module_from_the_current_directory(
     monkeypatch.chdir(tmp_path)
     assert spawn._call(["discover", "--task", "nope", "--model", "nowhere/here"]) == 2
     assert "taken from here" not in capfd.readouterr().err
+
+
+def test_a_run_to_stay_within_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config({"within": str(tmp_path / "outer")})
+    write_config(tmp_path, config)
+    spawn._refuse_others(tmp_path, make_config({"within": "outer"}))
+    for other in ("another", None):
+        with pytest.raises(UserError, match="expected a run with within"):
+            spawn._refuse_others(tmp_path, make_config({"within": other}))
 
 
 @pytest.mark.parametrize("changed", [{"method": "multigranular"}, {"seed": 5}, {"ablation": "mean"}, {"kl_budget": 0.1}, {"levels": ["head"]}])

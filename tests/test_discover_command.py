@@ -146,6 +146,21 @@ def test_what_a_killed_run_was_to_replace_comes_back_unless_that_had_begun(
     assert ({path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before) == (not begun)
 
 
+@pytest.mark.parametrize("name", [".moving-x", ".before-x"])
+def test_what_held_nothing_is_not_said_to_be_back(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.yaml").write_text("")
+    _bring_back(tmp_path)
+    assert "what was there is back" in capsys.readouterr().err
+    (tmp_path / ".moving-x").mkdir()
+    _bring_back(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "empty").mkdir()
+    with _set_aside(tmp_path / "empty") as replaces:
+        assert not replaces
+        assert not any((tmp_path / "empty").iterdir())
+
+
 class Killed(BaseException):
     pass
 

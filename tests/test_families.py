@@ -15,10 +15,12 @@ from nodesieve.ablations import Corrupted, Routed
 from nodesieve.architectures import guess, locate
 from nodesieve.batches import PaddingSide, Tokens
 from nodesieve.circuit import Circuit, count_parameters
+from nodesieve.cli.check_model import command
 from nodesieve.errors import Trying, UnknownFamilyWarning, UserError
 from nodesieve.families import FAMILIES
 from nodesieve.gated_model import GatedModel
 from nodesieve.levels import LEVELS
+from nodesieve.models import LoadedModel
 from nodesieve.verify import gate, verify
 
 
@@ -338,3 +340,37 @@ def test_every_model_type_is_in_the_docs() -> None:
     assert [name for name in MODEL_TYPES if f"`{name}`" not in listed] == []
     for page in ("README.md", "CHANGELOG.md"):
         assert f"{len(MODEL_TYPES)} model types of {len(FAMILIES)} families" in (root / page).read_text("utf-8")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sink", [0.0, 300.0])
+def test_rounding_of_a_deep_stream_is_not_taken_for_what_comes_from_elsewhere(dtype: torch.dtype, sink: float) -> None:
+    torch.manual_seed(0)
+    config = tiny_config("llama")
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 32, 64, 96
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = sink  # as attention sinks make
+    gated = gate(model.to(dtype))
+    hook = gated.architecture.places[5].layer.register_forward_hook(lambda module, args, output: output + (4 if sink else 0.5))
+    failed = {check.name: check.detail for check in verify(gated) if not check.passed}
+    hook.remove()
+    assert "comes from elsewhere in layer 5" in failed["the two writes of a layer are what it adds to the residual stream"]
+
+
+def test_layers_that_are_no_attention_and_mlp_are_refused_for_that() -> None:
+    own = tiny_config("granitemoehybrid")
+    config = type(own)(**{**own.to_dict(), "layer_types": ["attention", "mamba", "attention"]})
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=r"whose layers are not alike, as where another kind of block \(Mamba's\) stands in for attention"):
+        gate(model)
+
+
+def test_all_checks_of_a_model_that_is_read_by_structure_are_shown(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loaded.model.config, "model_type", "gpt2")
+    monkeypatch.setattr("nodesieve.models.load_model", lambda *_, **__: loaded)
+    with pytest.warns(UnknownFamilyWarning, match="not known as it is here"):
+        command.callback("here", None, "auto", "float32", False)  # type: ignore[misc]
+    assert "FAILED" not in capsys.readouterr().out

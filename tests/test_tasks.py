@@ -330,9 +330,9 @@ def test_splits_of_a_file_are_put_in_an_order_that_is_drawn(tmp_path: Path) -> N
     file = tmp_path / "task.jsonl"
     rows = [{"clean": f"{split} {i}", "answers": [" x" if i < 20 else " y"], "split": split} for split in SPLITS for i in range(40)]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    drawn, again, other = (read_task(file, seed=seed).splits for seed in (0, 0, 1))
+    drawn, again = (read_task(file, seed=seed).splits for seed in (0, 1))
     for split in SPLITS:
-        assert drawn[split] == again[split] != other[split]
+        assert drawn[split] == again[split]  # so that runs of other seeds are on the same examples
         assert sorted(example.clean for example in drawn[split]) == sorted(row["clean"] for row in rows if row["split"] == split)
         assert 5 <= sum(example.answers == (" x",) for example in drawn[split][:20]) <= 15
     assert [example.clean.split()[1] for example in drawn["train"]] != [example.clean.split()[1] for example in drawn["test"]]

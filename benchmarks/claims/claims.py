@@ -83,7 +83,7 @@ def main() -> None:
                 within(runs / task, task, method, seed)
         if "variants" in options.parts and task == "ioi":
             for name in VARIANTS:
-                ensure_run(runs / task / slug(name), options_of(name))
+                made(runs / task / slug(name), options_of(name))
     before = read_json(RESULTS) if RESULTS.is_file() else {}
     known = [part for part in before.get("machine", "").split("; ") if part]
     machines = dict.fromkeys(known if options.collect and known else [*known, machine()])
@@ -108,10 +108,21 @@ def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: M
     nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
 
 
+def made(out: Path, config: DiscoverConfig) -> bool:
+    """Is the run in `out`, made now if need be? Not where another is, or it failed."""
+    try:
+        ensure_run(out, config)
+    except UserError as error:
+        left_out(out, str(error))
+        return False
+    return True
+
+
 def within(runs: Path, task: str, method: str, seed: int) -> None:
     """What of the heads and MLP blocks that a method keeps can go; and as many leaves of them taken away at random."""
     whole, out = runs / f"{method}-{seed}", runs / f"within-{method}-{seed}"
-    ensure_run(out, make_config({"task": task, "seed": seed, "within": str(whole), "method": "sieve"}))
+    if not made(out, make_config({"task": task, "seed": seed, "within": str(whole), "method": "sieve"})):
+        return
     outer, inner = load_run(whole), load_run(out)
     if drawn_of(out, outer, inner) is not None:
         return

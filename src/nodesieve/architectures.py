@@ -255,6 +255,11 @@ def _is_projection(module: nn.Module) -> bool:
 
 def _at(module: nn.Module, path: str, family: Family) -> Any:
     for name in path.split("."):
+        if module is None:
+            raise MissingModule(
+                f"expected a {'/'.join(family.model_types)} model with a module at {path!r} in every layer, got one whose layers are not alike, as "
+                "where another kind of block (Mamba's) stands in for attention; such models are not supported"
+            )
         if not hasattr(module, name):
             raise MissingModule(
                 f"expected a {'/'.join(family.model_types)} model to have a module at {path!r}, got {type(module).__name__} without {name!r}; "

@@ -76,7 +76,7 @@ def compare(
 
 
 def _refuse_lacking(plan: Sequence[DiscoverConfig]) -> None:
-    """`refuse_lacking` for every method, of a task in a file: before the first run, not after some."""
+    """`refuse_lacking` for every method, as far as a file tells before it is read as tokens: before the first run, not after some."""
     config = plan[0]
     if config.task in BUILTINS or not any(one.needs for one in plan):
         return

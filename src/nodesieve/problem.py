@@ -235,9 +235,11 @@ def refuse_lacking(examples: Sequence[Example | EncodedExample], config: Discove
     """Raise UserError where a training example lacks what the method, or an option, cannot do without."""
     for part, what in config.needs.items():
         if not all(getattr(example, part) for example in examples):
-            tokens = " (as the further tokens of an answer are with --answer-tokens all)" if config.answer_tokens == "all" else ""
             instead = "set it to 0" if what.startswith("--") else "take another method"
-            raise UserError(f"{what} expects {part} in every training example, got some without{tokens}; add them, or {instead}")
+            why = f"; add them, or {instead}"
+            if config.answer_tokens == "all":
+                why = f" (as the further tokens of an answer are with --answer-tokens all); take --answer-tokens first, or {instead}"
+            raise UserError(f"{what} expects {part} in every training example, got some without{why}")
 
 
 def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:

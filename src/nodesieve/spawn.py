@@ -48,7 +48,10 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
             if not is_finished(directory) and not has_state(directory):  # refused before it began: nothing is left in the way of other options
                 (directory / CONFIG).unlink(missing_ok=True)
         remove_empty(made or [directory])
-        said = f"was killed by signal {-code}, as the system does where memory runs out" if code < 0 else "failed; its own message is above"
+        said = "failed; its own message is above"
+        if code < 0:
+            number = signal.Signals(-code)
+            said = f"was killed by {number.name}{', as the system does where memory runs out' if number == signal.SIGKILL else ''}"
         raise UserError(f"the run in {str(directory)!r} {said}")
 
 
@@ -111,6 +114,8 @@ def _call(arguments: list[str]) -> int:
 
 def _refuse_others(directory: Path, config: DiscoverConfig) -> None:
     there, wanted = read_config(directory).to_dict(), config.to_dict()
+    for options in (there, wanted):
+        options["within"] = options["within"] and str(Path(options["within"]).resolve())  # however it is written
     differing = [name for name in wanted if there[name] != wanted[name]]
     if differing:
         name = differing[0]

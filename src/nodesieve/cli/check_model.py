@@ -17,14 +17,17 @@ from nodesieve.errors import UserError
 @trust_remote_code_option
 def command(model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool) -> None:
     """Load MODEL, run it with all gates open, closed and in between, and say whether everything is as it must be."""
-    from nodesieve.architectures import is_known
+    from nodesieve.architectures import MissingModule, is_known
     from nodesieve.console import print_levels
     from nodesieve.gated_model import GatedModel
     from nodesieve.models import load_model
     from nodesieve.verify import gate, verify
 
     loaded = load_model(model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    gated = GatedModel(loaded.model) if is_known(loaded.model) else gate(loaded.model)
+    try:
+        gated = GatedModel(loaded.model) if is_known(loaded.model) else gate(loaded.model)  # `gate` ends at the first check that fails
+    except MissingModule:
+        gated = gate(loaded.model)
     print_levels(gated.architecture, title=f"{model} ({loaded.model.config.model_type})")
     failed = []
     for check in verify(gated):

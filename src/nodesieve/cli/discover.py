@@ -234,10 +234,12 @@ def _set_aside(directory: Path) -> Iterator[bool]:
         except BaseException:
             _move_back(moving, directory)
             raise
-        aside = _renamed(moving, ASIDE)
-        replaces = any(aside.iterdir())
-        if not replaces:
-            aside.rmdir()  # so that a run that is killed leaves nothing of it
+        replaces = any(moving.iterdir())
+        if replaces:
+            aside = _renamed(moving, ASIDE)
+        else:
+            moving.rmdir()  # so that a run that is killed leaves nothing of it
+            aside = moving
     except OSError as error:
         raise UserError(f"--out expects a directory that can be written, got {str(directory)!r}: {error.strerror}") from error
     try:

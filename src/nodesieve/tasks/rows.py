@@ -142,7 +142,7 @@ def task_of_rows(name: str, rows: Iterable[Row], *, source: str, seed: int) -> T
 
 
 def _split(rows: Sequence[Row], source: str, seed: int) -> dict[str, tuple[Example, ...]]:
-    """By the splits that the rows name, or 60/20/20 where none does; in an order drawn by `seed`."""
+    """By the splits that the rows name, in an order drawn once and for all, or 60/20/20 by `seed` where none does."""
     unnamed = [row for row in rows if row.split is None]
     if unnamed and len(unnamed) < len(rows):
         raise UserError(f"{unnamed[0].at}: expected a split in every example or in none, got one without")
@@ -155,7 +155,7 @@ def _split(rows: Sequence[Row], source: str, seed: int) -> dict[str, tuple[Examp
             if seen.setdefault(clean, row.split) != row.split:
                 raise UserError(f"{row.at}: expected no prompt in two splits, got one that is in {seen[clean]} too: {clean[:60]!r}")
         for split, examples in splits.items():  # files come sorted, and much is judged by the first of them
-            random.Random(f"order/{split}/{seed}").shuffle(examples)
+            random.Random(f"order/{split}").shuffle(examples)
         return {split: tuple(examples) for split, examples in splits.items()}
     of_prompt: dict[str, list[Example]] = {}  # in one split, all of them
     for example in dict.fromkeys(row.example for row in rows):
