@@ -374,3 +374,10 @@ def test_all_checks_of_a_model_that_is_read_by_structure_are_shown(
     with pytest.warns(UnknownFamilyWarning, match="not known as it is here"):
         command.callback("here", None, "auto", "float32", False)  # type: ignore[misc]
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_gradients_are_looked_at_where_float16_can_hold_them() -> None:
+    model = tiny_model("llama", vocabulary=20_000)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    assert [check.name for check in verify(GatedModel(model.half())) if not check.passed] == []
