@@ -147,9 +147,8 @@ class _Sieve:
         self.cache = cache or training_cache(self.learner, config, scratch)
         levels = [level for level in config.levels if level in self.nodes.levels and config.penalties[level] > 0]
         self.scored = tuple(levels)
-        self.levels = tuple(
-            level for level in levels if level in ASKED or not _goes_with_parts(level, levels, self.nodes)
-        )  # those that are asked and priced
+        # Those that are asked and priced:
+        self.levels = tuple(level for level in levels if level in ASKED or not _goes_with_parts(level, levels, self.nodes))
         if not self.levels:
             raise UserError(f"--method sieve expects a level whose penalty is above 0, got none among {', '.join(config.levels)}")
         self.prices = Prices(nodes=self.nodes, levels=self.levels, penalties=config.penalties)
