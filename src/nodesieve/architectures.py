@@ -250,7 +250,7 @@ def _matching(modules: Mapping[str, nn.Module], pattern: re.Pattern[str]) -> lis
 
 def _is_projection(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and _is_linear(module)
 
 
 def _at(module: nn.Module, path: str, family: Family) -> Any:
@@ -273,6 +273,11 @@ def _has_bias(module: nn.Module) -> bool:
     return getattr(module, "bias", None) is not None
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Is it one of the two kinds of projections that transformers has?"""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def in_out(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a projection."""
     outputs, inputs = as_linear(module).shape
@@ -285,7 +290,7 @@ def as_linear(module: nn.Module) -> Tensor:
     Raises:
         UserError: it is neither, as where an adapter is wrapped around one.
     """
-    if type(module).__name__ != "Conv1D" and not isinstance(module, nn.Linear):
+    if not _is_linear(module):
         raise UserError(
             f"expected projections that are nn.Linear or Conv1D, got {type(module).__name__}; merge adapters, and use weights that are not quantised"
         )
