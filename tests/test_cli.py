@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import chdir
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from command_line import ctrl_c, few_prompts, nodesieve, prompts_of_names, quick_flags
+from command_line import NAMES, ctrl_c, few_prompts, nodesieve, prompts_of_names, quick_flags, row_of_names, write_rows
 from conftest import tiny_model
 from nodesieve.config import make_config
 from nodesieve.console import ConsoleJournal
@@ -230,6 +231,8 @@ def test_controls_are_kept_in_the_run_and_not_measured_twice(model_directory: Pa
         (["check-model", __file__], "expected a model directory or a .gguf file, got the file"),
         (["check-model", str(Path(__file__).parent)], "expected a model directory with a config.json, found none in"),
         (["fly"], "No such command 'fly'"),
+        (["compare", "--task", "nope", "--methods", "random", "--out", "out"], "or a file, found neither under 'nope' in '/"),
+        (["discover", "--task", ""], "or a file, found neither under ''"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -268,6 +271,7 @@ def test_no_command_at_all_gets_the_list_of_commands(capsys: pytest.CaptureFixtu
     assert any(line.split()[:1] == ["discover"] for line in lines)
 
 
+@pytest.mark.filterwarnings("default::nodesieve.errors.SeenPromptsWarning")
 def test_what_is_measured_are_the_examples_of_the_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that are added to a file without splits cut it anew, and what was learned from may be test data then."""
     file, out = prompts_of_names(tmp_path / "task.jsonl"), tmp_path / "run"
@@ -292,6 +296,11 @@ def test_what_is_measured_are_the_examples_of_the_run(model_directory: Path, tmp
     assert nodesieve("evaluate", out, "--task", "") == 2
     assert "expected a" in capsys.readouterr().err
     assert nodesieve("evaluate", out, "--task", prompts_of_names(tmp_path / "other.jsonl", first=1)) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"warning: 6 of the 8 test examples in .*other.jsonl' are of prompts that the circuit was searched or chosen on", warning)
+    unseen = write_rows(tmp_path / "unseen.jsonl", (row_of_names(b, a) for a, b in pairwise(NAMES[:41])))
+    assert nodesieve("evaluate", out, "--task", unseen) == 0
+    assert capsys.readouterr().err == ""
     prompts_of_names(file)
     assert nodesieve("evaluate", out) == 0
     assert nodesieve("discover", "--resume", tmp_path / "stopped", "--quiet") == 0
@@ -334,7 +343,7 @@ def test_a_circuit_in_other_weights_is_measured_and_exported_with_a_word_about_i
 
 def test_config_files_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
-    for content, message in (("speed: 3\n", "got 'speed'"), ("[1]\n", "expected options by name"), ("a: [\n", "expected YAML")):
+    for content, message in (("speed: 3\n", "got 'speed'"), ("[1]\n", "expected options by name"), ("a: [\n", "got in line 2: ")):
         file.write_text(content)
         assert nodesieve("discover", "--config", file) == 2
         assert message in capsys.readouterr().err

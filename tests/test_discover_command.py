@@ -119,8 +119,10 @@ def test_a_refused_run_leaves_the_one_that_was_there(
     assert nodesieve(*command, "--overwrite", *flags, *(["--only-correct"] if "--kl-budget" in flags else []), *quick) == 2
     assert "nodesieve: " in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    Path("run/controls-task-test-counterfactual.json").write_text("{}")
     assert nodesieve(*command, "--overwrite", "--quiet", *quick_flags(seed=1)) == 0
     assert load_run("run").config.seed == 1
+    assert {path.name for path in Path("run").iterdir()} == set(before)  # nor is left what was measured of the other
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -234,8 +236,8 @@ def test_what_a_user_should_know_of_a_run_is_told(model_directory: Path, tmp_pat
 def test_help_says_what_numbers_levels_have_and_so_does_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert nodesieve("discover", "--help") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "the sieve's [default: head=2, head_dim=2.5, mlp_output=1, others=1.5]" in said
-    assert "learning rate of each level's log_alpha [default: all=0.05]" in said
+    assert "the sieve's [default: head=2,head_dim=2.5,mlp_output=1 and 1.5 for the others]" in said
+    assert "learning rate of each level's log_alpha [default: 0.05 for all levels]" in said
     page = (Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").partition("## Prices")[2].partition("##")[0]
     named, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|") and "---" not in line]
     assert {method for first, *_ in rows for method in first.split("`, `")} == set(readers_of("penalties"))

@@ -181,6 +181,10 @@ def test_a_search_stays_within(method: str, levels: str | None, lacking: str | N
     outer = planted.circuit.without({lacking: planted.circuit.masks[lacking].nonzero()}) if lacking else planted.circuit
     replace(planted, circuit=outer).save(tmp_path)
     config = make_config({"kl_budget": BUDGET, "steps": 20, "method": method, "within": str(tmp_path), **({"levels": levels} if levels else {})})
+    if lacking:  # so that the circuit to stay in is over the budget
+        with pytest.raises(UserError, match=r"--within expects a circuit within the KL budget of 0\.1, got one that costs 3\."):
+            discover(planted_model(), planted_task(), config)
+        config = config.changed({"force": True})
     run = discover(planted_model(), planted_task(), config)
     assert not any(bool((mask & ~outer.masks[level]).any()) for level, mask in run.circuit.masks.items())
     assert run.metrics["budget"]["met"] == (lacking is None)

@@ -380,6 +380,21 @@ def test_splits_that_are_none_are_refused(loaded: LoadedModel, splits: Any) -> N
         ns.evaluate(loaded, task, run, splits=splits)
 
 
+def test_what_is_no_run_no_ablation_and_no_loss_is_refused(loaded: LoadedModel) -> None:
+    task, options = ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random"})
+    run = ns.discover(loaded, task, options)
+    given: tuple[tuple[Any, dict[str, Any], str], ...] = (
+        (run, {"ablation": "foo"}, "ablation expects one of .*, got 'foo'"),
+        ("runs/one", {}, "evaluate expects a run from discover or load_run, got str"),
+        (task, {}, "evaluate expects a run from discover or load_run, got Task"),
+    )
+    for what, more, message in given:
+        with pytest.raises(UserError, match=message):
+            ns.evaluate(loaded, task, what, **more)
+    with pytest.raises(UserError, match="discover expects a loss that can be called, got int"):
+        ns.discover(loaded, task, options, loss=3)  # type: ignore[arg-type]
+
+
 def test_a_revision_is_of_the_model_that_it_was_given_for(model_directory: Path) -> None:
     config = make_config({"model": "someone/model", "revision": "abc", "method": "random"})
     assert model_of(config, model=str(model_directory)).revision is None

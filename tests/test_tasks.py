@@ -289,7 +289,7 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
         ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
         ("clean,corrupted,correct_idx,distractor\na,b,1,x\n", "line 1: expected incorrect_idx beside correct_idx, got 'distractor'"),
-        ("clean,answer,incorrect_idx\na,x,1\n", "line 1: expected distractor or distractors beside answer, got 'incorrect_idx'"),
+        ("clean,answer,incorrect_idx\na,x,1\n", "line 1: expected distractor or distractors or wrong_answers beside answer, got 'incorrect_idx'"),
         ('clean,corrupted,"answer,distractor\na,b,x,"\n', r"got 'clean', 'corrupted', 'answer,distractor\\na,b,x,'$"),
         ('clean,corrupted,"' + 50 * "answer\n" + '"\n', r"got 'clean', .{185,195}\.\.\.$"),
         ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),
@@ -379,6 +379,21 @@ def test_a_million_lines_are_refused_with_what_to_do(tmp_path: Path) -> None:
         read_task(file, seed=0)
 
 
+def test_names_that_one_shape_has_are_read_in_all(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"clean": f"p{i}", "corrupt": f"q{i}", "answer": " Mary", "wrong_answers": " John"} for i in range(12)]
+    table = "clean,corrupt,answer,wrong_answers\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    texts = ("".join(json.dumps(row) + "\n" for row in rows), json.dumps({"prompts": rows}), table)
+    tasks = [load_task(rows, tokenizer)]
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).write_text(text)
+        tasks.append(load_task(tmp_path / str(number), tokenizer))
+    examples = [{example for part in task.splits.values() for example in part} for task in tasks]
+    assert examples[0] == {Example(clean=f"p{i}", corrupted=f"q{i}", answers=(" Mary",), distractors=(" John",)) for i in range(12)}
+    assert all(found == examples[0] for found in examples[1:])
+    both = load_task([{**row, "distractors": " Ann", "distractor": " Bob"} for row in rows], tokenizer)  # the name itself comes first
+    assert both.splits["test"][0].distractors == (" Ann",)
+
+
 def test_records_with_columns_of_other_names_and_datasets_by_split(tokenizer: PreTrainedTokenizerFast) -> None:
     records = [{"prompt": f"p{i}", "other": f"q{i}", "target": " Mary", "wrong": " John"} for i in range(20)]
     columns = {"clean": "prompt", "corrupted": "other", "answers": "target", "distractors": "wrong"}
@@ -392,8 +407,12 @@ def test_records_with_columns_of_other_names_and_datasets_by_split(tokenizer: Pr
         load_task({**by_split, "validation": records[:4]}, tokenizer, columns=columns)
     with pytest.raises(UserError, match="expected a task's name, a file or records, got 5"):
         load_task(5, tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="train_size expects a number of at least 2, got 1"):
+    with pytest.raises(UserError, match="train_size expects a whole number of at least 2, got 1"):
         load_task("ioi", tokenizer, train_size=1)
+    with pytest.raises(UserError, match="seed expects a whole number of at least 0, got 'a'"):
+        load_task("ioi", tokenizer, seed="a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"expected the model's tokenizer, such as loaded\.tokenizer, got NoneType"):
+        load_task("ioi", None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="seed expects a number below 2147483648, got 2147483648"):
         load_task("ioi", tokenizer, seed=2**31)
     with pytest.raises(UserError, match="columns expects keys among"):

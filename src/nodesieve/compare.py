@@ -21,7 +21,7 @@ from nodesieve.run import CURVE, Run, load_run, weights_of
 from nodesieve.size_curve import size_curve
 from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
 from nodesieve.tasks import BUILTINS
-from nodesieve.tasks.load import task_of
+from nodesieve.tasks.load import refuse_no_task, task_of
 from nodesieve.tasks.readers import read_task
 
 COMPARISON = "compare.json"
@@ -78,7 +78,8 @@ def compare(
 def _refuse_lacking(plan: Sequence[DiscoverConfig]) -> None:
     """`refuse_lacking` for every method, as far as a file tells before it is read as tokens: before the first run, not after some."""
     config = plan[0]
-    if config.task in BUILTINS or not any(one.needs for one in plan):
+    refuse_no_task(config.task)
+    if config.task in BUILTINS:
         return
     task = read_task(config.task, seed=config.seed_of_data)
     for one in plan:

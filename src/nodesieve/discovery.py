@@ -18,14 +18,14 @@ import torch
 from nodesieve.cache import remembering
 from nodesieve.circuit import Circuit, count_parameters
 from nodesieve.config import DiscoverConfig
-from nodesieve.errors import UserError
+from nodesieve.errors import UserError, refuse_other_kinds
 from nodesieve.evaluation import Evaluation, ablated_circuit, evaluate_circuit
 from nodesieve.journal import SCORING, Journal, Stopped
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.method_rows import readers_of
 from nodesieve.methods import METHODS
 from nodesieve.metrics import in_percent
-from nodesieve.models import DTYPES, LoadedModel, device_name, dtype_name
+from nodesieve.models import DTYPES, LoadedModel, device_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem, refuse_lacking
 from nodesieve.run import Run, counted, describe, load_run, refuse_other_examples, resuming
@@ -33,6 +33,7 @@ from nodesieve.scores import Scores
 from nodesieve.select import Selection, select_budget, select_size
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import Task
+from nodesieve.weights import dtype_name
 
 FEW = 30  # validation examples, below which there is a word about it
 # Options that may be other ones when a run is gone on with: of how it is computed, and names of what is compared by its content.
@@ -68,6 +69,8 @@ def discover(
         Interrupted: `journal.stopping` was set, or Ctrl-C came after scoring; Ctrl-C before there is a circuit is a plain KeyboardInterrupt.
     """
     config = _of_what_is_given(config or DiscoverConfig(), loaded, task)
+    if not (loss is None or callable(loss)):
+        raise UserError(f"discover expects a loss that can be called, got {type(loss).__name__}")
     journal = journal or Journal()
     refuse_lacking(task.splits.get("train", ()), config)
     problem = make_problem(loaded, task, config, loss=loss)
@@ -90,11 +93,13 @@ def discover(
         journal.note(line)
     if config.size is None and not config.force:
         _refuse_nothing_to_find(problem, config)
+        _refuse_nothing_left(problem, config)
     if problem.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(problem.model.device)
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
     examples |= {"place": task.place} if task.place else {}
+    examples["looked_at"] = " ".join(sorted(task.looked_at))
     described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=outer, examples=examples, loss=loss)
     journal.say(SCORING)
     clock = time.monotonic()
@@ -147,14 +152,12 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
     Raises:
         UserError: one of the three is something else.
     """
-    expected: tuple[tuple[str, object, type], ...] = (
+    refuse_other_kinds(
+        "discover",
         ("a model from load_model", loaded, LoadedModel),
         ("a task from load_task", task, Task),
         ("options as a DiscoverConfig", config, DiscoverConfig),
     )
-    for what, given, kind in expected:
-        if not isinstance(given, kind):
-            raise UserError(f"discover expects {what}, got {type(given).__name__}")
     drawn: dict[str, Any] = {name: value for name, value in task.drawn.items() if name != "data_seed" or value != config.seed_of_data}
     dtype: Any = dtype_name(loaded.model.dtype)
     names: dict[str, Any] = {"model": loaded.id, "revision": loaded.asked, "dtype": dtype if dtype in DTYPES else config.dtype}
@@ -200,6 +203,18 @@ def _refuse_nothing_to_find(problem: Problem, config: DiscoverConfig) -> None:
             f"expected prompts on which closing every node costs more than the KL budget of {config.kl_budget:g}, got {float(lost.mean()):.3g} on "
             f"validation data such as {problem.task.shown[0]}; if the answers to clean and corrupted prompts are not alike, ask for a lower "
             "--kl-budget. --force goes on all the same"
+        )
+
+
+def _refuse_nothing_left(problem: Problem, config: DiscoverConfig) -> None:
+    """Raise UserError where the circuit to stay within is over the budget already, so that nothing may be closed."""
+    if problem.within is None:
+        return
+    (lost,) = problem.measured([problem.within], "validation")
+    if float(lost.mean()) > config.kl_budget:
+        raise UserError(
+            f"--within expects a circuit within the KL budget of {config.kl_budget:g}, got one that costs {float(lost.mean()):.3g} on validation "
+            "data; ask for a higher --kl-budget, or --force goes on all the same"
         )
 
 

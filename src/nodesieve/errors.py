@@ -21,12 +21,23 @@ class ModelWarning(UserWarning):
     """What a user should know of a model that is used all the same."""
 
 
+class SeenPromptsWarning(UserWarning):
+    """Prompts that a circuit is measured on are among those that it was searched or chosen on."""
+
+
 class UnusedWeightsWarning(ModelWarning):
     """A checkpoint holds weights of parts that the model has not, such as a value head."""
 
 
 class UnknownFamilyWarning(ModelWarning):
     """A model of a family without a row was read by its structure. Every check passed, but nobody has looked at the family itself."""
+
+
+def refuse_other_kinds(who: str, *expected: tuple[str, object, type]) -> None:
+    """Raise UserError where what is given is of another kind: (what was expected, what was given, its type) of each."""
+    for what, given, kind in expected:
+        if not isinstance(given, kind):
+            raise UserError(f"{who} expects {what}, got {type(given).__name__}")
 
 
 class Trying:

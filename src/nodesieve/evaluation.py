@@ -8,6 +8,7 @@ are means over the examples that have some, None where none has. "Ablated" close
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from nodesieve.ablations import ABLATIONS
 from nodesieve.batches import Batch, order_of
 from nodesieve.circuit import Circuit, refuse_other_nodes
 from nodesieve.config import AblationName
-from nodesieve.errors import UserError
+from nodesieve.errors import SeenPromptsWarning, UserError, refuse_other_kinds
 from nodesieve.metrics import EXTRA_METRICS, Resamples, faithfulness, kl_divergence, logit_difference
 from nodesieve.models import LoadedModel
 from nodesieve.problem import Problem, make_problem
@@ -69,16 +70,39 @@ def problem_of(
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
     if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
         raise UserError(f"expected splits as a list of some of {', '.join(SPLITS)}, got {splits!r}")
-    averaged: tuple[SplitName, ...] = ("train",) if ABLATIONS[ablation or run.config.ablation].averaged else ()
+    refuse_other_kinds(
+        "evaluate",
+        ("a model from load_model", loaded, LoadedModel),
+        ("a task from load_task", task, Task),
+        ("a run from discover or load_run", run, Run),
+    )
+    ablation = ablation or run.config.ablation
+    if ablation not in ABLATIONS:
+        raise UserError(f"ablation expects one of {', '.join(ABLATIONS)}, got {ablation!r}")
+    averaged: tuple[SplitName, ...] = ("train",) if ABLATIONS[ablation].averaged else ()
     if run.was_found_on(task):
         refuse_other_examples(run.description, task, (*splits, *averaged))
-    elif averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
-        own = task_of(run.config, loaded.tokenizer)
-        refuse_other_examples(run.description, own, averaged)
-        task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
-    problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation or run.config.ablation), splits=splits)
+    else:
+        _tell_of_seen(run, task, splits)
+        if averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
+            own = task_of(run.config, loaded.tokenizer)
+            refuse_other_examples(run.description, own, averaged)
+            task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
+    problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation), splits=splits)
     refuse_other_nodes(run.circuit, problem.nodes)
     return problem
+
+
+def _tell_of_seen(run: Run, task: Task, splits: Sequence[SplitName]) -> None:
+    for split in splits:
+        seen, count = run.seen_of(task, split), len(task.splits[split])
+        if seen:
+            warnings.warn(
+                f"{seen} of the {count} {split} examples in {task.source or task.name!r} are of prompts that the circuit was searched or chosen "
+                "on: what it does on them says little of others",
+                SeenPromptsWarning,
+                stacklevel=4,
+            )
 
 
 def evaluate_circuit(problem: Problem, circuit: Circuit, *, splits: Sequence[SplitName] = ("test",)) -> Evaluation:

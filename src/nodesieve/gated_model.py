@@ -29,11 +29,11 @@ from nodesieve.gating import Gating
 from nodesieve.hooks import checkpointed, forward_as, handing_out, hooked, listening
 from nodesieve.in_one import in_one, is_gated, written_out
 from nodesieve.lockstep import Entered, Lockstep
-from nodesieve.models import dtype_name
 from nodesieve.nodes import NodeSpace
 from nodesieve.prefix import Prefix, common_start, reads_alike
 from nodesieve.shrink import Cutter, Shrunk, find_cutter
 from nodesieve.usage import Passes
+from nodesieve.weights import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ import torch
 
 from nodesieve.config import FINE_BUDGET, DtypeName, choices
 from nodesieve.errors import UserError
-from nodesieve.weights import read_checkpoint, refuse_adapters, refuse_infinite, source_of
+from nodesieve.weights import dtype_name, read_checkpoint, refuse_adapters, refuse_infinite, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,11 +128,6 @@ def _digest(parameter: torch.Tensor) -> str:
     for some in parameter.detach().flatten().split(AT_ONCE):  # type: ignore[no-untyped-call]
         found.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy())
     return found.hexdigest()
-
-
-def dtype_name(dtype: str | torch.dtype) -> str:
-    """As options and files have it, such as `float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def pick_device(device: str) -> torch.device:

@@ -33,7 +33,7 @@ from nodesieve.journal import POLISHING, SCORING, Journal, State
 from nodesieve.levels import LEVELS
 from nodesieve.nodes import NodeSpace
 from nodesieve.scores import Scores
-from nodesieve.tasks.base import SPLITS, SplitName, Task
+from nodesieve.tasks.base import SPLITS, SplitName, Task, mark_of
 
 FORMAT_VERSION = 1
 CIRCUIT, DESCRIPTION, METRICS, CONFIG, HISTORY, REPORT = (
@@ -87,6 +87,11 @@ class Run:
         """Is it from where the run's own examples came from, be they others by now?"""
         place = self.description.get("examples", {}).get("place")
         return task.is_from(self.config.task) or (place is not None and place == task.place)
+
+    def seen_of(self, task: Task, split: SplitName) -> int:
+        """How many examples of a split have a prompt that the circuit was searched or chosen on, as far as the run says: old ones do not."""
+        looked_at = set(self.description.get("examples", {}).get("looked_at", "").split())
+        return sum(mark_of(example) in looked_at for example in task.splits[split])
 
     def was_found_in(self, weights: str) -> bool:
         """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
@@ -315,7 +320,7 @@ def refuse_other_examples(description: Mapping[str, Any], task: Task, splits: Se
         if own.get(split, now[split]) != now[split]:
             raise UserError(
                 f"expected the {split} examples that the run was made with in {task.source!r}, got others, some of which its circuit may have been "
-                "found on; bring them back (the file, or the seed and sizes of the data), or give the new ones another name"
+                "found on; bring them back (the file, or the seed and sizes of the data), or put the new ones alone into another file"
             )
 
 
@@ -363,6 +368,12 @@ class RunJournal(Journal):
         return State(tensors=tensors, numbers=numbers)
 
 
+def _in_a_line(error: Exception) -> str:
+    """What is wrong with a file, and where, as far as the error knows."""
+    mark = getattr(error, "problem_mark", None)
+    return str(error).splitlines()[0] if mark is None else f"in line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
+
+
 def write_config(directory: Path, config: DiscoverConfig) -> None:
     write_text(directory / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
 
@@ -376,7 +387,7 @@ def read_config(directory: str | Path) -> DiscoverConfig:
     except OSError as error:
         raise UserError(f"expected a config file, could not read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"expected YAML in {str(path)!r}, got {str(error).splitlines()[0]}") from error
+        raise UserError(f"expected YAML in {str(path)!r}, got {_in_a_line(error)}") from error
     if not isinstance(options, dict):
         raise UserError(f"expected options by name in {str(path)!r}, got {type(options).__name__}")
     if options.get("controller") != "target_size" and options.get("target_size") == TARGET_SIZE:  # its default was written whatever the controller

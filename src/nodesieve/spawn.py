@@ -13,7 +13,19 @@ from nodesieve.config import DiscoverConfig
 from nodesieve.errors import EXIT_INTERRUPTED, STOPS, UserError
 from nodesieve.files import absent, alone_in, read_json, remove_empty
 from nodesieve.models import LoadedModel, model_of
-from nodesieve.run import CIRCUIT, CONFIG, DESCRIPTION, has_state, is_finished, load_run, read_config, refuse_other_examples, weights_of, write_config
+from nodesieve.run import (
+    CIRCUIT,
+    CONFIG,
+    DESCRIPTION,
+    REPORT,
+    has_state,
+    is_finished,
+    load_run,
+    read_config,
+    refuse_other_examples,
+    weights_of,
+    write_config,
+)
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.readers import read_task
 from nodesieve.tasks.rows import refuse_records
@@ -29,11 +41,11 @@ def ensure_run(directory: Path, config: DiscoverConfig, *, quiet: bool = False, 
     if (directory / CONFIG).is_file():
         _refuse_others(directory, config)
         refuse_what_changed(directory, config)
-    if is_finished(directory):
+    if is_finished(directory) and (directory / REPORT).is_file():
         return
     flags = ["--quiet"] if quiet else []
     made = absent(directory)
-    if has_state(directory):
+    if has_state(directory) or is_finished(directory):  # of the latter the report is left to draw
         flags += ["--resume", str(directory)]
     else:
         directory.mkdir(parents=True, exist_ok=True)

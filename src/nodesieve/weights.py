@@ -183,6 +183,8 @@ def read_checkpoint(
         lacks = isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not Path(source).is_dir()
         if lacks and "safetensors" in str(error).replace(source, ""):
             raise _pickled(name, revision) from error
+        if "backend tokenizer" in str(error):  # what follows lists formats, not what is missing
+            raise _no_tokenizer(name) from error
         hint = "; the file is cut short, or a Git LFS pointer (git lfs pull)" if isinstance(error, SafetensorError) else ""
         if "trust_remote_code" in str(error):
             hint = "; if you trust that code, add --trust-remote-code"
@@ -192,7 +194,7 @@ def read_checkpoint(
         ) from error
     _refuse_gaps(model, told, name)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files, transformers makes an empty one
-        raise UserError(f"expected a tokenizer beside the model, found none in {name!r}; save it there with its save_pretrained")
+        raise _no_tokenizer(name)
     refuse_adapters(model)
     _refuse_other_dtypes(model, dtype, name)
     refuse_infinite(model, name)
@@ -214,6 +216,11 @@ def _unconverted() -> Iterator[None]:
             os.environ[name] = before
 
 
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """As options and files have it, such as `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def refuse_adapters(model: PreTrainedModel) -> None:
     """Raise UserError where adapters hang in a model's projections."""
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -224,7 +231,7 @@ def _refuse_other_dtypes(model: PreTrainedModel, dtype: torch.dtype, name: str) 
     """Raise UserError where weights are of another dtype than was asked for, but for those that transformers keeps in float32."""
     other = next(((key, p.dtype) for key, p in model.named_parameters() if p.dtype not in (dtype, torch.float32)), None)
     if other is not None:
-        asked, got = (str(kind).removeprefix("torch.") for kind in (dtype, other[1]))
+        asked, got = (dtype_name(kind) for kind in (dtype, other[1]))
         hint = "use the checkpoint that is not quantised" if getattr(model.config, "quantization_config", None) else f"try --dtype {got}"
         raise UserError(f"expected weights that load as {asked}, got {other[0]} in {got} from {name!r}; {hint}")
 
@@ -265,6 +272,10 @@ def _refuse_gaps(model: PreTrainedModel, told: Mapping[str, Any], name: str) -> 
 
 def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _no_tokenizer(name: str) -> UserError:
+    return UserError(f"expected a tokenizer beside the model, found none in {name!r}; save it there with its save_pretrained")
 
 
 def _pickled(name: str, revision: str | None) -> UserError:

@@ -16,7 +16,7 @@ import click
 
 from nodesieve import __version__
 from nodesieve.cli import check_model, compare, discover, evaluate, export, nodes, report, stability, tasks
-from nodesieve.errors import EXIT_BAD_INPUT, ModelWarning, UserError, end_stopped
+from nodesieve.errors import EXIT_BAD_INPUT, ModelWarning, SeenPromptsWarning, UserError, end_stopped
 
 
 def main(stopped: Sequence[int] = ()) -> None:
@@ -66,7 +66,7 @@ def _plain_warnings() -> Iterator[None]:
     show = warnings.showwarning
 
     def plainly(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, ModelWarning):
+        if issubclass(category, ModelWarning | SeenPromptsWarning):
             print("nodesieve: warning: " + " ".join(str(message).split()), file=sys.stderr)
         else:
             show(message, category, *rest, **more)

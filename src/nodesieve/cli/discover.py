@@ -62,7 +62,7 @@ def _in_short(numbers: Mapping[str, float]) -> str:
     """Numbers by level, but for the levels that have the same as most."""
     most, _ = Counter(numbers.values()).most_common(1)[0]
     apart = [f"{level}={x:g}" for level, x in numbers.items() if x != most]
-    return ", ".join([*apart, f"{'others' if apart else 'all'}={most:g}"])
+    return f"{','.join(apart)} and {most:g} for the others" if apart else f"{most:g} for all levels"
 
 
 class PerLevelType(click.ParamType):  # type: ignore[type-arg]
@@ -90,7 +90,7 @@ class PerLevelType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--out", type=PATH, help="the run's directory  [default: runs/MODEL-TASK]")
 @click.option("--config", "config_file", type=PATH, help="options from a run's config.yaml; flags come on top")
 @click.option("--resume", type=PATH, help="go on with the unfinished run in this directory")
-@click.option("--overwrite", is_flag=True, help="replace what a finished or unfinished run left in the directory")
+@click.option("--overwrite", is_flag=True, help="replace the finished or unfinished run in the directory; stability/ stays")
 @click.option("--quiet", is_flag=True, help="no progress, no table; only the directory is printed")
 @trust_remote_code_option
 @_config_options
@@ -223,14 +223,14 @@ def _renamed(place: Path, prefix: str) -> Path:
 def _set_aside(directory: Path) -> Iterator[bool]:
     """Makes room for a run in `directory` -> was there another? What that one has left goes for good only once the new one is done, or was stopped
     with something to go on from; where it is refused or stopped before that, all is as it was."""
-    from nodesieve.run import FILES
+    from nodesieve.run import CONTROLS, FILES
 
     try:
         moving = Path(tempfile.mkdtemp(dir=directory, prefix=MOVING))
         try:
-            for name in FILES:
-                if (directory / name).is_file():
-                    (directory / name).rename(moving / name)
+            for path in (*(directory / name for name in FILES), *directory.glob(CONTROLS)):
+                if path.is_file():
+                    path.rename(moving / path.name)
         except BaseException:
             _move_back(moving, directory)
             raise

@@ -72,6 +72,16 @@ class Task:
         parts = {split: (*examples, *(self.redrawn if split == "train" else ())) for split, examples in self.splits.items()}
         return {split: hashlib.sha256(repr(examples).encode("utf-8", "surrogatepass")).hexdigest() for split, examples in parts.items()}
 
+    @property
+    def looked_at(self) -> set[str]:
+        """Marks of the prompts that a search and its choices may look at."""
+        return {mark_of(example) for example in (*self.splits.get("train", ()), *self.redrawn, *self.splits.get("validation", ()))}
+
+
+def mark_of(example: Example) -> str:
+    """By which a prompt is known again: the first 40 bits of its SHA-256, hexadecimal."""
+    return hashlib.sha256(example.clean.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+
 
 Pools = Mapping[str, Sequence[str]]
 

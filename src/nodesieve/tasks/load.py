@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nodesieve.config import LEAST, REDRAWS, SEEDS, TRAIN_SIZE, VALIDATION_SIZE, DiscoverConfig
 from nodesieve.errors import UserError
@@ -51,9 +52,10 @@ def load_task(
     """
     if not isinstance(source, str | Path | Iterable):
         raise UserError(f"expected a task's name, a file or records, got {source!r}")
-    for option, value in {"seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws}.items():
-        if value < LEAST[option]:
-            raise UserError(f"{option} expects a number of at least {LEAST[option]}, got {value}")
+    numbers: dict[str, Any] = {"seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws}
+    for option, value in numbers.items():
+        if not isinstance(value, Integral) or value < LEAST[option]:
+            raise UserError(f"{option} expects a whole number of at least {LEAST[option]}, got {value!r}")
     if seed >= SEEDS:
         raise UserError(f"seed expects a number below {SEEDS}, got {seed}")
     if not isinstance(source, str | Path):
@@ -61,14 +63,25 @@ def load_task(
     if columns is not None or name is not None:
         raise UserError(f"{'name' if columns is None else 'columns'} expects records; a file says itself what is what")
     if source in BUILTINS:
+        if not callable(tokenizer):
+            raise UserError(f"expected the model's tokenizer, such as loaded.tokenizer, got {type(tokenizer).__name__}")
         sizes = {"train": train_size, "validation": validation_size, "test": TEST_SIZE}
         is_token = functools.cache(functools.partial(is_one_token, tokenizer))
         task = build(BUILTINS[str(source)], is_token=is_token, seed=seed, sizes=sizes, redraws=redraws)
         return replace(task, drawn={"data_seed": seed, "train_size": train_size, "validation_size": validation_size, "redraws": redraws})
-    if not Path(source).exists():
-        refuse_records(str(source))
-        raise UserError(f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}")
+    refuse_no_task(source)
     return replace(read_task(source, seed=seed), drawn={"data_seed": seed})
+
+
+def refuse_no_task(source: str | Path) -> None:
+    """Raise UserError where there is neither a built-in task of that name nor a file."""
+    if source in BUILTINS or (source != "" and Path(source).exists()):
+        return
+    refuse_records(str(source))
+    raise UserError(
+        f"expected a built-in task ({', '.join(BUILTINS)}) or a file, found neither under {str(source)!r}"
+        + (f" in {str(Path.cwd())!r}" if str(source) and not Path(source).is_absolute() else "")
+    )
 
 
 def task_of(config: DiscoverConfig, tokenizer: PreTrainedTokenizerBase, *, task: str | None = None) -> Task:

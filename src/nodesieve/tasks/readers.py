@@ -17,7 +17,7 @@ from typing import Any
 
 from nodesieve.errors import UserError
 from nodesieve.tasks.base import Example, Task
-from nodesieve.tasks.rows import Row, row_of, split_of, task_of_rows, text_under, texts_under
+from nodesieve.tasks.rows import Row, corrupted_in, name_in, row_of, split_of, task_of_rows, text_under, texts_under
 
 MAX_BYTES = 2**30
 
@@ -80,8 +80,8 @@ def _read_lines(text: str, path: str) -> Iterator[Row]:
             raise UserError(f"{at}: expected a JSON object, got {type(row).__name__}")
         if "answers" in row and _is_tagged(row):
             raise UserError(f"{at}: expected answers under 'answers' or in a <predict> tag, got both")
-        if not _is_tagged(row) and "<predict>" in str(row.get("corrupted")):
-            raise UserError(f"{at}: expected a <predict> tag in 'clean', too, got one in 'corrupted' alone")
+        if not _is_tagged(row) and "<predict>" in str(row.get(name_in(row, "corrupted"))):
+            raise UserError(f"{at}: expected a <predict> tag in 'clean', too, got one in {name_in(row, 'corrupted')!r} alone")
         yield _tagged_row(row, at) if _is_tagged(row) else row_of(row, at)
 
 
@@ -99,7 +99,7 @@ def _tagged_row(row: Mapping[str, Any], at: str) -> Row:
     if len(tags) != 1 or not tags[0].strip():
         raise UserError(f"{at}: expected one <predict>answer</predict> in 'clean', got {clean[:60]!r}")
     prompt, space = _before_tag(clean)
-    corrupted = text_under(row, "corrupted", at) if row.get("corrupted") is not None else None
+    corrupted = corrupted_in(row, at)
     wrong = _TAG.findall(corrupted or "")
     told = (space + wrong[0],) if len(wrong) == 1 and wrong[0] != tags[0] else ()
     return Row(
@@ -107,7 +107,7 @@ def _tagged_row(row: Mapping[str, Any], at: str) -> Row:
             clean=prompt,
             corrupted=None if corrupted is None else _before_tag(corrupted)[0],
             answers=(space + tags[0],),
-            distractors=texts_under(row, "distractors", at, required=False) or told,
+            distractors=texts_under(row, name_in(row, "distractors"), at, required=False) or told,
         ),
         split=split_of(row, at),
         at=at,
@@ -139,8 +139,7 @@ def _read_prompts(text: str, path: str) -> Iterator[Row]:
             raise UserError(f"{at}: expected a JSON object, got {text[place : place + 60]!r} ({error})") from error
         if not isinstance(row, Mapping):
             raise UserError(f"{at}: expected a JSON object in 'prompts', got {type(row).__name__}")
-        renamed = {"corrupted": row.get("corrupt", row.get("corrupted")), "distractors": row.get("wrong_answers", row.get("distractors"))}
-        yield row_of({**row, **renamed}, at)
+        yield row_of(row, at)
 
 
 def _skip(text: str, place: int) -> int:
@@ -152,7 +151,7 @@ def _skip(text: str, place: int) -> int:
 # CSV with token ids (EAP-IG) or text
 
 SHOWN = 200  # characters of a header that is refused
-OF_TEXT = ("distractor", "distractors")
+OF_TEXT = ("distractor", "distractors", "wrong_answers")
 CSV_COLUMNS: dict[str, tuple[str, ...]] = {  # of answers, and of distractors beside them
     "correct_idx": ("incorrect_idx",),
     "clean_answer_idx": ("corrupted_answer_idx",),
@@ -186,7 +185,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
                 raise UserError(f"{at}: expected {len(header)} fields, got {'more' if None in record else 'fewer'}")
             row = {
                 "clean": record["clean"],
-                "corrupted": record.get("corrupted") or None,
+                "corrupted": record.get("corrupted") or record.get("corrupt") or None,
                 "answers": _cell(record[good], good, at),
                 "distractors": _cell(record[bad], bad, at) if record.get(bad) else None,
                 "split": record.get("split") or None,

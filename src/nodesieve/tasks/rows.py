@@ -16,6 +16,7 @@ from nodesieve.tasks.base import SPLITS, Answer, Example, Task, cut
 
 Records = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 MAX_EXAMPLES = 200_000
+SYNONYMS = {"corrupted": ("corrupt",), "answers": ("answer",), "distractors": ("distractor", "wrong_answers")}  # as data calls them, too
 RECORDS = "records"  # what a task made of them comes from; a name of its own goes behind it
 
 
@@ -30,20 +31,32 @@ class Row:
 
 def row_of(record: Mapping[str, Any], at: str) -> Row:
     """The row in a record with `clean` and `answers`, maybe `corrupted`, `distractors` and `split`; UserError, with `at`, where it is none."""
-    answers, distractors = texts_under(record, "answers", at, required=True), texts_under(record, "distractors", at, required=False)
+    answers = texts_under(record, name_in(record, "answers"), at, required=True)
+    distractors = texts_under(record, name_in(record, "distractors"), at, required=False)
     both = [answer for answer in answers if answer in distractors]
     if both:
         raise UserError(f"{at}: expected answers that are no distractors, got {both[0]!r} among both")
     return Row(
         example=Example(
             clean=text_under(record, "clean", at),
-            corrupted=text_under(record, "corrupted", at) if record.get("corrupted") is not None else None,
+            corrupted=corrupted_in(record, at),
             answers=answers,
             distractors=distractors,
         ),
         split=split_of(record, at),
         at=at,
     )
+
+
+def name_in(record: Mapping[str, Any], key: str) -> str:
+    """Under which name a record holds what is read under `key`, or `key` where it holds nothing."""
+    return next((name for name in (key, *SYNONYMS.get(key, ())) if record.get(name) is not None), key)
+
+
+def corrupted_in(record: Mapping[str, Any], at: str) -> str | None:
+    """The corrupted prompt of a record, if it has one."""
+    name = name_in(record, "corrupted")
+    return text_under(record, name, at) if record.get(name) is not None else None
 
 
 def text_under(record: Mapping[str, Any], key: str, at: str) -> str:
@@ -106,6 +119,7 @@ def task_from_records(
         UserError: a record lacks something, with its number.
     """
     known = ("clean", "corrupted", "answers", "distractors", "split")
+    read = (*known, *(name for names in SYNONYMS.values() for name in names))
     renamed = dict(columns or {})
     for key in renamed:
         if key not in known:
@@ -121,7 +135,7 @@ def task_from_records(
                 missing = [column for column in renamed.values() if column not in record]
                 if missing:
                     raise UserError(f"{at}: expected a column {missing[0]!r}, got {', '.join(map(repr, record))}")
-                plain = {key: record[renamed.get(key, key)] for key in known if renamed.get(key, key) in record}
+                plain = {key: record[renamed.get(key, key)] for key in read if renamed.get(key, key) in record}
                 yield row_of(plain if split is None else {**plain, "split": split}, at)
 
     return task_of_rows(name, rows(), source=name if name == RECORDS else f"{RECORDS}:{name}", seed=seed)
