@@ -105,6 +105,12 @@ def test_what_is_odd_of_a_circuit_to_stay_within_is_said(tmp_path: Path) -> None
         discover(planted_model(), planted_task(), make_config(options), journal=Noting())
         (note,) = (note for note in notes if str(tmp_path) in note)
         assert said in note
+    own = planted_task()
+    other = replace(own, source="other", splits={**own.splits, "train": own.splits["test"], "test": own.splits["train"]})
+    options = {"kl_budget": BUDGET, "steps": 16, "within": str(tmp_path / "whole"), "polish": False}
+    notes = []
+    discover(planted_model(), other, make_config(options), journal=Noting())
+    assert f"{len(own.splits['train'])} of the test examples are of prompts that" in next(note for note in notes if str(tmp_path) in note)
 
 
 def test_the_circuit_that_a_search_is_to_stay_in_is_part_of_what_it_began_with(tmp_path: Path) -> None:

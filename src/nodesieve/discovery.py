@@ -172,6 +172,8 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
         raise UserError(f"--within expects a circuit of this model, which has {problem.nodes}, got one of a model that has {outer.circuit.nodes}")
     if outer.was_found_on(task):  # with other test examples, some of them may be among those that the outer circuit was found on
         refuse_other_examples(outer.description, task, ("test",))
+    elif seen := outer.seen_of(task, "test"):
+        journal.note(f"{seen} of the test examples are of prompts that the circuit in {config.within} was searched or chosen on")
     if not outer.was_found_in(weights):
         journal.note(f"the weights of {config.model} are not those that the circuit in {config.within} was found in")
     if not outer.metrics:
