@@ -74,8 +74,8 @@ class Task:
 
     @property
     def looked_at(self) -> set[str]:
-        """Marks of the prompts that a search and its choices may look at."""
-        return {mark_of(example) for example in (*self.splits.get("train", ()), *self.redrawn, *self.splits.get("validation", ()))}
+        """Marks of the prompts that a search and its choices look at, but for the thousands that a built-in task draws anew."""
+        return {mark_of(example) for split in ("train", "validation") for example in self.splits.get(split, ())}
 
 
 def mark_of(example: Example) -> str:
