@@ -25,6 +25,7 @@ from nodesieve.journal import Journal
 from nodesieve.methods import METHODS
 from nodesieve.problem import Problem, make_problem
 from nodesieve.select import select_size
+from nodesieve.weights import dtype_name
 
 RESULTS = Path(__file__).parent / "results" / "remembered.json"
 SIZES = (0.5, 0.1, 0.01)
@@ -62,7 +63,7 @@ def measure(problem: Problem, config: DiscoverConfig) -> dict[str, Any]:
         ways["looked at"]()  # likewise
         rows.append({"size": circuit.size, **{name: shortest(way) for name, way in ways.items()}})
         print(rows[-1], flush=True)
-    return {"examples": len(problem.task["validation"]), "dtype": str(learner.model.model.dtype).removeprefix("torch."), "plain": plain, "rows": rows}
+    return {"examples": len(problem.task["validation"]), "dtype": dtype_name(learner.model.model.dtype), "plain": plain, "rows": rows}
 
 
 def shortest(way: Callable[[], Any]) -> float:
