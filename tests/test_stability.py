@@ -21,6 +21,7 @@ from nodesieve import spawn
 from nodesieve.circuit import Circuit
 from nodesieve.config import SEEDS, make_config
 from nodesieve.console import print_summary
+from nodesieve.controls import complement
 from nodesieve.levels import LEVELS
 from nodesieve.models import LoadedModel
 from nodesieve.nodes import NodeSpace
@@ -79,6 +80,17 @@ def test_a_consensus_is_held_to_the_budget_on_validation_data(loaded: LoadedMode
     shared = consensus_run(run, [run.circuit, Circuit.whole(run.circuit.nodes)], at_least=2, loaded=loaded, task=task)
     assert shared.circuit.fingerprint == run.circuit.fingerprint
     assert shared.metrics["budget"] == {**run.metrics["budget"], "validation_kl_upper": pytest.approx(run.metrics["budget"]["validation_kl_upper"])}
+
+
+def test_a_consensus_has_gates_where_its_runs_have(loaded: LoadedModel) -> None:
+    task = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW)
+    run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "keep": 0.7, "levels": ["head", "head_dim"]}))
+    shared = consensus_run(run, [run.circuit] * 2, at_least=2, loaded=loaded, task=task)
+    assert shared.scores.levels == run.scores.levels == ("head", "head_dim")
+    assert shared.scores.circuit(shared.threshold).fingerprint == shared.circuit.fingerprint == run.circuit.fingerprint
+    own, other = (complement(one.circuit, one.scores) for one in (run, shared))
+    assert other.fingerprint == own.fingerprint  # neurons, which no gate could close, are open in both
+    assert own.kept("mlp_neuron") == own.nodes.count("mlp_neuron")
 
 
 def test_a_circuit_of_the_size_asked_for_has_missed_no_budget(loaded: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def _log_choose(n: int, k: Tensor) -> Tensor:
 
 
 def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loaded: LoadedModel, task: Task) -> Run:
-    """What `consensus` keeps, measured like any run's circuit; a node's score is how many of the circuits keep it.
+    """What `consensus` keeps, measured like any run's circuit; a node's score is how many of the circuits keep it, at the levels that the run scored.
 
     Args:
         run: the first of the runs, whose options and data they share.
@@ -101,7 +101,7 @@ def consensus_run(run: Run, circuits: Sequence[Circuit], *, at_least: int, loade
         UserError: as `evaluate`.
     """
     shared, threshold, config = consensus(circuits, at_least=at_least), at_least - 0.5, run.config
-    scores = Scores(values=votes(circuits), nodes=shared.nodes, levels=shared.nodes.levels)
+    scores = Scores(values=votes(circuits), nodes=shared.nodes, levels=run.scores.levels)
     problem = problem_of(loaded, task, run, splits=("validation", "test"))
     (kl,) = problem.losses([shared], "validation")
     evaluation = evaluate_circuit(problem, shared, splits=("validation", "test"))
