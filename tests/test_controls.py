@@ -172,17 +172,20 @@ def test_a_summary_worked_out_by_hand() -> None:
     assert (told["random"]["kl_min"], told["random"]["kl_max"]) == (0.1, 0.4)
     assert (told["opened"]["dearest"], told["opened"]["added_by_dearest"]) == ("opened.1", pytest.approx(0.3))
     assert told["minimality"]["free"] == 2
+    assert summary({"circuit": {"circuit": {"kl": 0.2}}, **found}, nothing=0.06)["minimality"]["free"] == 3
     assert list(told["minimality"]["added"]) == ["minimality.1", "minimality.3", "minimality.0", "minimality.2"]
     assert list(told["minimality"]["added"].values()) == pytest.approx([-0.01, 0.0, 0.05, 0.4])
 
 
 def test_what_parts_cost_is_shown_from_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
     costs = {f"head.0.{i}": i / 1000 for i in range(40)}
-    print_controls({"minimality": {"count": 40, "kl_mean": 0.2, "kl_min": 0.2, "kl_max": 0.2, "free": 1, "added": costs}}, title="others")
+    kls = dict.fromkeys(("kl_mean", "kl_min", "kl_max"), 0.2)
+    print_controls({"minimality": {"count": 40, **kls, "free": 1, "nothing": 0.0025, "added": costs}}, title="others")
     shown = capsys.readouterr().out
     assert "head.0.7 " in shown
     assert "... 24 others" in shown
     assert "+0.0390" in shown
+    assert "1 cost 0.0025 or less" in shown
     assert "head.0.8 " not in shown
 
 
@@ -214,7 +217,7 @@ def test_stopped_controls_go_on_where_they_were(planted: tuple[Problem, Circuit,
     assert sum(measured) == total - controls.AT_ONCE > 0
 
 
-def test_controls_under_the_mean_of_other_training_examples_are_measured_anew(
+def test_controls_of_other_things_are_measured_anew(
     planted: tuple[Problem, Circuit, Scores], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, circuit, scores = planted
@@ -229,6 +232,9 @@ def test_controls_under_the_mean_of_other_training_examples_are_measured_anew(
             controls.controls_kept_in(tmp_path / ablation, run, problem, split="test", draws=1, journal=Journal())
             assert bool(measured) == anew
             measured.clear()
+    monkeypatch.setattr(controls, "DEFINITION", controls.DEFINITION + 1)
+    controls.controls_kept_in(tmp_path / ablation, run, problem, split="test", draws=1, journal=Journal())
+    assert measured
 
 
 def test_controls_are_kept_by_the_name_of_the_task_and_by_what_is_in_a_file(planted: tuple[Problem, Circuit, Scores]) -> None:

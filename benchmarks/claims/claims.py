@@ -36,7 +36,7 @@ from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import row
 from nodesieve.config import DiscoverConfig, make_config
-from nodesieve.controls import controls_file, summary
+from nodesieve.controls import controls_file, costs_nothing, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
@@ -170,7 +170,7 @@ def collected(runs: Path) -> dict[str, Any]:
                 kept = read_json(measured) if measured.is_file() else {}
                 if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
                     about = {"task": task, "method": method, "seed": run.config.seed, "size": run.metrics["size"]}
-                    beside.append({**about, "groups": summary(kept["groups"])})
+                    beside.append({**about, "groups": summary(kept["groups"], nothing=costs_nothing(run))})
         for method in WHOLE:
             for place, run in finished(runs / task, f"within-{method}-[0-9]"):
                 outer = load_run(place.parent / place.name.removeprefix("within-"))

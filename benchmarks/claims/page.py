@@ -7,10 +7,11 @@ from statistics import mean
 from typing import Any
 
 from machine import provenance
-from plan import CUT, METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
+from plan import BUDGET, CUT, METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
 
 from nodesieve.controls import ABLATED_WITH
 from nodesieve.metrics import in_percent
+from nodesieve.parts import NOTHING
 from nodesieve.report.tables import tables
 
 STAR = "\\*"  # at what an earlier version has polished; of a share, at one of the two
@@ -192,17 +193,22 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
         partly = [groups[f"partial_{p:g}"] for p in ABLATED_WITH]
         alone = groups["minimality"]
         own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
+        cheapest, few = alone["kl_min"] - own, NOTHING * BUDGET
+        if "added" in alone:
+            free = str(sum(cost <= few for cost in alone["added"].values()))
+        else:  # an early row, which says of the others only how many are below 0
+            free = f"{max(alone['free'], int(cheapest <= few))} or more"
         lines.append(
             [
                 *(entry["task"], entry["method"], str(entry["seed"]), in_percent(entry["size"]), f"{own:.3f}", *drawn, f"{complement:.2f}"),
                 *(f"{some['kl_mean']:.3f} / {some['kl_max']:.3f}" for some in partly),
                 f"{groups['opened']['kl_max']:.3f} ({groups['opened']['dearest']})" if "opened" in groups else "-",
-                f"{alone['free']} of {alone['count']}",
+                f"{free} of {alone['count']} (cheapest {cheapest:+.4f})",
             ]
         )
     headings = ["task", "method", "seed", "size", "KL", "random, lowest", "random by layer, lowest", "complement"]
     partly = [f"{p:.0%} of the complement closed, mean / worst" for p in ABLATED_WITH]
-    return table([*headings, *partly, "one kind opened, worst", "parts that cost nothing alone"], lines)
+    return table([*headings, *partly, "one kind opened, worst", f"parts that cost {NOTHING * BUDGET:g} or less alone"], lines)
 
 
 def inside(rows: list[dict[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nodesieve.config import DiscoverConfig
 from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.run import Run
 
@@ -15,6 +16,7 @@ METHODS = (
     *("activation_difference", "weight_magnitude", "random"),
 )
 SEEDS = 3
+BUDGET = DiscoverConfig().kl_budget  # nats
 SCORED = METHODS[6:]  # rankings by one formula, without a search
 WHOLE = ("coarse", "greedy")  # methods that look at heads and MLP blocks as wholes
 CONTROLLED = ("sieve", "hybrid")  # the methods whose circuits are set beside other circuits

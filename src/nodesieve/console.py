@@ -132,7 +132,7 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         if "dearest" in row:
             remark = f"dearest: {row['dearest']} ({row['added_by_dearest']:+.4f})"
         if "free" in row:
-            remark = f"{row['free']} cost nothing"
+            remark = f"{row['free']} cost {row['nothing']:.4f} or less"
         numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
     _show(table)

@@ -8,7 +8,8 @@
   circuit whose score rests on errors that cancel does worse with part of its complement open than with none; mean and worst of the draws.
 - `opened`: all nodes of one kind opened, the rest as in the circuit: errors of one kind may cancel those of another, which draws over all kinds alike
   do not show.
-- `minimality`: each kept block and head, and each tenth of the kept neurons by score, closed alone; what that adds to the KL.
+- `minimality`: each kept block and head, and each tenth of the kept neurons by score, closed alone; what that adds to the KL. Parts that add no more
+  than a hundredth of the budget count as free, as they do for polishing.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.models import weights_fingerprint
 from nodesieve.nodes import up_to
+from nodesieve.parts import NOTHING
 from nodesieve.problem import Problem
 from nodesieve.run import Run
 from nodesieve.scores import Scores, can_close, standing
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.base import SplitName
 
+DEFINITION = 1  # to be raised where a control comes to mean another circuit under the same name: what was kept of it is then measured anew
 AT_ONCE = 8  # circuits that share a pass over the corrupted prompts
 ABLATED_WITH = (0.5, 0.75, 0.9)
 PARTIAL_DRAWS = 32  # for each of these probabilities
@@ -140,7 +143,8 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
         UserError: the file cannot be read.
         KeyboardInterrupt: as `run_controls`.
     """
-    of = {
+    of: dict[str, Any] = {
+        "definition": DEFINITION,
         "circuit": run.circuit.fingerprint,
         "scores": run.scores.fingerprint,
         "examples": problem.task[split].fingerprint,
@@ -164,9 +168,18 @@ def controls_kept_in(path: Path, run: Run, problem: Problem, *, split: SplitName
     return found
 
 
-def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def costs_nothing(run: Run) -> float:
+    """Nats of KL that count as none, by the run's budget; 0 where that is of another loss."""
+    return 0.0 if "loss" in run.description else NOTHING * run.config.kl_budget
+
+
+def summary(found: Mapping[str, Mapping[str, Any]], *, nothing: float = 0.0) -> dict[str, dict[str, Any]]:
     """By group: how many, mean, lowest and highest KL; p where circuits are random; what is dearest to open where each kind is opened alone, and what
-    each part adds to the KL where it is closed alone, cheapest first."""
+    each part adds to the KL where it is closed alone, cheapest first.
+
+    Args:
+        nothing: nats of KL; parts that add no more are counted as free.
+    """
     own = found["circuit"]["circuit"]["kl"]
     result: dict[str, dict[str, Any]] = {}
     for group, rows in found.items():
@@ -181,7 +194,7 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             result[group] |= {"dearest": dearest, "added_by_dearest": kls[dearest] - own}
         if group == "minimality":
             added = {name: kls[name] - own for name in sorted(kls, key=kls.__getitem__)}
-            result[group] |= {"added": added, "free": sum(kl <= own for kl in values)}
+            result[group] |= {"added": added, "nothing": nothing, "free": sum(cost <= nothing for cost in added.values())}
     return result
 
 

@@ -43,7 +43,7 @@ def command(
     import json
 
     from nodesieve.console import ConsoleJournal, print_controls, print_evaluation, print_size_curve
-    from nodesieve.controls import controls_file, controls_kept_in, name_of_examples, summary
+    from nodesieve.controls import controls_file, controls_kept_in, costs_nothing, name_of_examples, summary
     from nodesieve.evaluation import evaluate_circuit, problem_of
     from nodesieve.problem import as_counts, counts_in_words
     from nodesieve.run import load_run, resuming
@@ -72,7 +72,8 @@ def command(
     if with_controls:
         path = controls_file(directory, task=name_of_examples(problem, split), split=split, ablation=problem.ablation_name)
         with ConsoleJournal(directory, quiet=as_json) as journal, goes_on(lambda: f"what was measured is in {path}; " if path.is_file() else ""):
-            found = summary(controls_kept_in(path, run, problem, split=split, draws=draws or DRAWS, journal=journal))
+            measured = controls_kept_in(path, run, problem, split=split, draws=draws or DRAWS, journal=journal)
+            found = summary(measured, nothing=costs_nothing(run))
         shown["controls"] = found
         if not as_json:
             print_controls(found, title="other circuits, measured alike")
