@@ -171,12 +171,17 @@ def test_a_tokenizer_of_another_model_is_refused(loaded: LoadedModel) -> None:
         ns.discover(small, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config(QUICK))
 
 
-def test_a_file_of_test_examples_alone_is_measured_under_the_mean_of_the_run(loaded: LoadedModel) -> None:
+def test_whatever_a_circuit_is_measured_on_the_mean_is_that_of_the_run(loaded: LoadedModel) -> None:
     task = ns.load_task("ioi", loaded.tokenizer, **FEW)
     run = ns.discover(loaded, task, make_config({**QUICK, "method": "random", "ablation": "mean", "train_size": 32}))
-    alone = replace(task, source="file.jsonl", splits={**dict.fromkeys(SPLITS, ()), "test": task.splits["test"]}, redrawn=())
-    kl = ns.evaluate(loaded, alone, run).circuit["test"]["kl"]
-    assert kl == pytest.approx(run.metrics["circuit"]["test"]["kl"], rel=1e-5)
+    other = ns.load_task("gendered_pronoun", loaded.tokenizer, **FEW).splits["train"]
+    for train in ((), other):
+        elsewhere = replace(task, source="file.jsonl", splits={"train": train, "validation": (), "test": task.splits["test"]}, redrawn=())
+        kl = ns.evaluate(loaded, elsewhere, run).circuit["test"]["kl"]
+        assert kl == pytest.approx(run.metrics["circuit"]["test"]["kl"], rel=1e-5)
+    gone = replace(run, config=replace(run.config, task="gone.jsonl"))
+    with pytest.raises(ns.UserError, match=r"a mean over the run's own training examples: expected a built-in task .* under 'gone.jsonl'"):
+        ns.evaluate(loaded, elsewhere, gone)
 
 
 def test_the_mean_is_of_the_examples_that_the_run_had(loaded: LoadedModel) -> None:
@@ -260,7 +265,8 @@ def test_clean_prompts_alone_are_enough_for_mean_and_zero(loaded: LoadedModel) -
         run = ns.discover(loaded, task, make_config({**QUICK, "ablation": ablation, "force": False, "kl_budget": 0.1}))
         assert run.metrics["circuit"]["test"]["logit_diff"] is None
         assert 0 <= run.metrics["circuit"]["test"]["kl"] < run.metrics["ablated"]["test"]["kl"]
-        near_chance = ns.evaluate(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), run)  # which to find a circuit for is refused
+        other = ns.load_task("ioi", loaded.tokenizer, **FEW)
+        near_chance = ns.evaluate(loaded, other, run, own=task)  # which to find a circuit for is refused
         assert near_chance.full["test"]["accuracy"] < 0.8
     with pytest.raises(ns.UserError, match="expects a corrupted prompt for every example"):
         ns.discover(loaded, task, make_config(QUICK))

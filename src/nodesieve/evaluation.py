@@ -43,7 +43,13 @@ class Evaluation:
 
 
 def evaluate(
-    loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
+    loaded: LoadedModel,
+    task: Task,
+    run: Run,
+    *,
+    splits: Sequence[SplitName] = ("test",),
+    ablation: AblationName | None = None,
+    own: Task | None = None,
 ) -> Evaluation:
     """Measure a run's circuit on `task`, which may be another than the one it was found on -> metrics by split and name, e.g.
     `.circuit["test"]["kl"]`, in nats (docs/files.md says what each is).
@@ -55,17 +61,24 @@ def evaluate(
         task: from `load_task`.
         run: from `discover` or `load_run`.
         splits: `validation`, `test` or both, `train` too.
-        ablation: another than the run's own.
+        ablation: another than the run's own. Under `mean` closed nodes hold the mean over the run's own training examples, whatever `task` is.
+        own: the task that the run was made on, which `mean` needs beside another where it was made of records: no file holds these.
 
     Raises:
         UserError: there are no such splits, the run was made on a model of other sizes, or the task cannot be used, or it is the run's own and holds
-            other examples now.
+            other examples now; under `mean`, the run's own cannot be read.
     """
-    return evaluate_circuit(problem_of(loaded, task, run, splits=splits, ablation=ablation), run.circuit, splits=splits)
+    return evaluate_circuit(problem_of(loaded, task, run, splits=splits, ablation=ablation, own=own), run.circuit, splits=splits)
 
 
 def problem_of(
-    loaded: LoadedModel, task: Task, run: Run, *, splits: Sequence[SplitName] = ("test",), ablation: AblationName | None = None
+    loaded: LoadedModel,
+    task: Task,
+    run: Run,
+    *,
+    splits: Sequence[SplitName] = ("test",),
+    ablation: AblationName | None = None,
+    own: Task | None = None,
 ) -> Problem:
     """The model, `task` and ablation to measure a run's circuit with; arguments and errors as for `evaluate`."""
     if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
@@ -74,6 +87,7 @@ def problem_of(
         "evaluate",
         ("a model from load_model", loaded, LoadedModel),
         ("a task from load_task", task, Task),
+        ("the run's own task, from load_task,", own or task, Task),
         ("a run from discover or load_run", run, Run),
     )
     ablation = ablation or run.config.ablation
@@ -84,13 +98,21 @@ def problem_of(
         refuse_other_examples(run.description, task, (*splits, *averaged))
     else:
         _tell_of_seen(run, task, splits)
-        if averaged and not task.splits["train"]:  # a file of test examples alone: the mean is the run's own
-            own = task_of(run.config, loaded.tokenizer)
+        if averaged:  # what closed nodes hold is part of the circuit, whatever it is measured on
+            own = own or _own_task(run, loaded)
             refuse_other_examples(run.description, own, averaged)
             task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
     problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation), splits=splits)
     refuse_other_nodes(run.circuit, problem.nodes)
     return problem
+
+
+def _own_task(run: Run, loaded: LoadedModel) -> Task:
+    """What the run was made on, read again."""
+    try:
+        return task_of(run.config, loaded.tokenizer)
+    except UserError as error:
+        raise UserError(f"under the mean ablation closed nodes hold a mean over the run's own training examples: {error}") from error
 
 
 def _tell_of_seen(run: Run, task: Task, splits: Sequence[SplitName]) -> None:
