@@ -87,7 +87,7 @@ def problem_of(
         "evaluate",
         ("a model from load_model", loaded, LoadedModel),
         ("a task from load_task", task, Task),
-        ("the run's own task, from load_task,", own or task, Task),
+        ("own as a task from load_task", own or task, Task),
         ("a run from discover or load_run", run, Run),
     )
     ablation = ablation or run.config.ablation

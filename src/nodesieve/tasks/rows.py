@@ -186,6 +186,6 @@ def refuse_records(source: str) -> None:
     if (source == RECORDS or source.startswith(f"{RECORDS}:")) and not Path(source).exists():
         raise UserError(
             f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: evaluate takes others "
-            "with --task FILE (under the mean ablation in Python, with own=), for anything else write the records to a file and find the circuit with "
-            "that"
+            "with --task FILE (in Python and with own= under the mean ablation), for anything else write the records to a file and find the "
+            "circuit with that"
         )
