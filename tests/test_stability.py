@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -231,6 +233,18 @@ def test_stability_repeats_a_run_on_resampled_data(model_directory: Path, tmp_pa
     assert "that the run in" in capsys.readouterr().err
 
 
+def test_what_a_builtin_task_draws_otherwise_by_now_is_told_before_any_run(model_directory: Path, tmp_path: Path) -> None:
+    loaded, done = ns.load_model(str(model_directory)), tmp_path / "random-0"
+    run = ns.discover(loaded, ns.load_task("ioi", loaded.tokenizer, **FEW), make_config({**QUICK, "method": "random"}))
+    of_another_version = {**run.description["examples"]["fingerprints"], "test": "0" * 64}
+    described = {**run.description, "examples": {**run.description["examples"], "fingerprints": of_another_version}}
+    for description, told in ((run.description, nullcontext()), (described, pytest.raises(ns.UserError, match="expected the test examples"))):
+        replace(run, description=description).save(done, overwrite=True)
+        spawn.refuse_changed_inputs([done], run.config)  # nothing is left to make
+        with told:
+            spawn.refuse_changed_inputs([done, tmp_path / "random-1"], run.config)
+
+
 def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, options = tmp_path / "compared", tmp_path / "options.yaml"
     options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
@@ -348,7 +362,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 def test_after_the_last_seed_comes_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, int]] = []
-    monkeypatch.setattr("nodesieve.stability.refuse_changed_weights", lambda *_, **__: None)
+    monkeypatch.setattr("nodesieve.stability.refuse_changed_inputs", lambda *_, **__: None)
     monkeypatch.setattr("nodesieve.stability.load_run", lambda place: place)
     monkeypatch.setattr("nodesieve.stability.ensure_run", lambda place, config, **_: asked.append((place.name, config.seed, config.seed_of_data)))
     last = SEEDS - 1

@@ -19,7 +19,7 @@ from nodesieve.models import LoadedModel, model_of
 from nodesieve.problem import refuse_lacking
 from nodesieve.run import CURVE, Run, load_run, weights_of
 from nodesieve.size_curve import size_curve
-from nodesieve.spawn import ensure_run, refuse_changed_weights, refuse_other_weights
+from nodesieve.spawn import ensure_run, refuse_changed_inputs, refuse_other_weights
 from nodesieve.tasks import BUILTINS
 from nodesieve.tasks.load import refuse_no_task, task_of
 from nodesieve.tasks.readers import read_task
@@ -44,7 +44,7 @@ def compare(
         say: told what begins.
 
     Raises:
-        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_weights`; runs that are done stay, and so does the comparison of an
+        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_inputs`; runs that are done stay, and so does the comparison of an
             earlier call.
     """
     plan = [config.with_method(method, seed=seed) for seed in seeds for method in methods]  # all of them first: what does not fit is said at once
@@ -54,7 +54,7 @@ def compare(
         raise UserError("expected levels other than the embedding, which alone makes no ranking to compare")
     _refuse_lacking(plan)
     places = [directory / f"{one.method}-{one.seed}" for one in plan]
-    refuse_changed_weights(places, config, trust_remote_code=trust_remote_code)
+    refuse_changed_inputs(places, config, trust_remote_code=trust_remote_code)
     about = {"model": config.model, "task": config.task, "ablation": config.ablation, "budget": config.kl_budget, "asked": plan[0].size}
     for number, (one, place) in enumerate(zip(plan, places, strict=True), 1):
         say(f"{one.method}, seed {one.seed}: {number} of {len(plan)}")

@@ -320,7 +320,8 @@ def refuse_other_examples(description: Mapping[str, Any], task: Task, splits: Se
         if own.get(split, now[split]) != now[split]:
             raise UserError(
                 f"expected the {split} examples that the run was made with in {task.source!r}, got others, some of which its circuit may have been "
-                "found on; bring them back (the file, or the seed and sizes of the data), or put the new ones alone into another file"
+                "found on; bring them back (the file, the seed and sizes of the data, or the version of nodesieve), or put the new ones alone into another "
+                "file"
             )
 
 

@@ -27,6 +27,7 @@ from nodesieve.run import (
     write_config,
 )
 from nodesieve.tasks import BUILTINS
+from nodesieve.tasks.load import task_of
 from nodesieve.tasks.readers import read_task
 from nodesieve.tasks.rows import refuse_records
 
@@ -85,21 +86,27 @@ def refuse_what_changed(directory: Path, config: DiscoverConfig) -> None:
             )
 
 
-def refuse_changed_weights(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise UserError unless all finished runs are of the same weights, and these are the model's now where some are still to be made."""
-    done = {place: weights_of(read_json(place / DESCRIPTION)) for place in directories if is_finished(place)}
-    known = {place: weights for place, weights in done.items() if weights}
-    if not known:
+def refuse_changed_inputs(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError unless all finished runs are of the same weights and, where some are still to be made, these are the model's now and a built-in
+    task's examples are those that they were made with; `ensure_run` sees to files."""
+    done = {place: read_json(place / DESCRIPTION) for place in directories if is_finished(place)}
+    known = {place: weights for place, description in done.items() if (weights := weights_of(description))}
+    if not done:
         return
-    first, weights = next(iter(known.items()))
+    first, weights = next(iter(known.items()), (directories[0], None))
     for place, own in known.items():
         if own != weights:
             raise UserError(
                 f"expected runs of the same weights, got others in {str(place)!r} than in {str(first)!r}: side by side they say nothing of either "
                 "model; remove those of the weights that are not wanted, or choose another directory"
             )
-    if len(done) < len(directories):  # the model is held for the moment only, not beside the runs
-        refuse_other_weights(model_of(config, trust_remote_code=trust_remote_code), weights, of=first)
+    if len(done) == len(directories):
+        return
+    loaded = model_of(config, trust_remote_code=trust_remote_code)  # held for the moment only, not beside the runs
+    refuse_other_weights(loaded, weights, of=first)
+    if config.task in BUILTINS:
+        for place, description in done.items():
+            refuse_other_examples(description, task_of(read_config(place), loaded.tokenizer))
 
 
 def refuse_other_weights(loaded: LoadedModel, weights: str | None, *, of: Path) -> None:

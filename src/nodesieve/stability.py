@@ -28,7 +28,7 @@ from nodesieve.nodes import LevelTensors
 from nodesieve.run import Run, counted, load_run
 from nodesieve.scores import Scores
 from nodesieve.select import judge
-from nodesieve.spawn import ensure_run, refuse_changed_weights
+from nodesieve.spawn import ensure_run, refuse_changed_inputs
 from nodesieve.tasks.base import Task
 
 CONSENSUS = "consensus"
@@ -43,11 +43,11 @@ def repeat(
         say: told what begins.
 
     Raises:
-        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_weights`.
+        UserError, KeyboardInterrupt: as `ensure_run` and `refuse_changed_inputs`.
     """
     found = []
     places = {seed: directory / f"seed-{seed}" for seed in ((run.config.seed + 1 + i) % SEEDS for i in range(count))}
-    refuse_changed_weights([directory.parent, *places.values()], run.config, trust_remote_code=trust_remote_code)
+    refuse_changed_inputs([directory.parent, *places.values()], run.config, trust_remote_code=trust_remote_code)
     for number, (seed, place) in enumerate(places.items(), 1):
         say(f"seed {seed}: {number} of {count}")
         ensure_run(place, resampled(run.config, seed), quiet=quiet, trust_remote_code=trust_remote_code)
