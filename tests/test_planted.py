@@ -109,7 +109,8 @@ def test_what_is_odd_of_a_circuit_to_stay_within_is_said(tmp_path: Path) -> None
     other = replace(own, source="other", splits={**own.splits, "train": own.splits["test"], "test": own.splits["train"]})
     options = {"kl_budget": BUDGET, "steps": 16, "within": str(tmp_path / "whole"), "polish": False}
     notes = []
-    discover(planted_model(), other, make_config(options), journal=Noting())
+    run = discover(planted_model(), other, make_config(options), journal=Noting())
+    assert run.seen_of(other, "test") == len(own.splits["train"])  # by the outer search, so by what was found within its circuit, too
     assert f"{len(own.splits['train'])} of the test examples are of prompts that" in next(note for note in notes if str(tmp_path) in note)
 
 

@@ -81,9 +81,10 @@ def discover(
     weights, fingerprints = loaded.fingerprint, task.fingerprints
     journal.of = {"model's weights": weights, **{f"{split} examples": found for split, found in fingerprints.items()}}
     journal.of |= {f"option {name}": json.dumps(value) for name, value in config.to_dict().items() if name not in MAY_CHANGE}
-    problem.within = _within(problem, config, task, journal, weights)
-    outer = problem.within.fingerprint if problem.within is not None else None
-    journal.of |= {"circuit of --within": outer} if outer else {}
+    outer = _outer(problem, config, task, journal, weights)
+    problem.within = None if outer is None else outer.circuit
+    within = None if outer is None else outer.circuit.fingerprint
+    journal.of |= {"circuit of --within": within} if within else {}
     problem.remember = remembering(config, journal.scratch)
     if not set(config.levels) & set(problem.nodes.levels):
         raise UserError(f"expected --levels among those of this model, {', '.join(problem.nodes.levels)}, got {', '.join(config.levels)}")
@@ -99,8 +100,8 @@ def discover(
     examples: dict[str, Any] = {"splits": as_counts(problem.task), "shown": list(problem.task.shown), "fingerprints": fingerprints}
     examples |= {"duplicates": task.duplicates} if task.duplicates else {}
     examples |= {"place": task.place} if task.place else {}
-    examples["looked_at"] = " ".join(sorted(task.looked_at))
-    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=outer, examples=examples, loss=loss)
+    examples["looked_at"] = " ".join(sorted(task.looked_at | (set() if outer is None else outer.looked_at)))
+    described = partial(describe, config, revision=loaded.revision, fingerprint=weights, within=within, examples=examples, loss=loss)
     journal.say(SCORING)
     clock = time.monotonic()
     try:
@@ -164,7 +165,8 @@ def _of_what_is_given(config: DiscoverConfig, loaded: LoadedModel, task: Task) -
     return replace(config, task=task.source or task.name, **names, **drawn)
 
 
-def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journal, weights: str) -> Circuit | None:
+def _outer(problem: Problem, config: DiscoverConfig, task: Task, journal: Journal, weights: str) -> Run | None:
+    """The run whose circuit is to be searched within, if there is one."""
     if config.within is None:
         return None
     outer = load_run(config.within)
@@ -182,7 +184,7 @@ def _within(problem: Problem, config: DiscoverConfig, task: Task, journal: Journ
         )
     if outer.config.ablation != config.ablation:
         journal.note(f"the circuit in {config.within} was found under the {outer.config.ablation} ablation, this is {config.ablation}")
-    return outer.circuit
+    return outer
 
 
 def _refuse_out_of_reach(problem: Problem, config: DiscoverConfig, size: float) -> None:

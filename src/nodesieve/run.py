@@ -14,6 +14,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -88,10 +89,14 @@ class Run:
         place = self.description.get("examples", {}).get("place")
         return task.is_from(self.config.task) or (place is not None and place == task.place)
 
+    @cached_property
+    def looked_at(self) -> frozenset[str]:
+        """Marks of the prompts that the circuit was searched or chosen on, and of those of a run that it is within."""
+        return frozenset(self.description.get("examples", {}).get("looked_at", "").split())
+
     def seen_of(self, task: Task, split: SplitName) -> int:
         """How many examples of a split have a prompt that the circuit was searched or chosen on, as far as the run says: old ones do not."""
-        looked_at = set(self.description.get("examples", {}).get("looked_at", "").split())
-        return sum(mark_of(example) in looked_at for example in task.splits[split])
+        return sum(mark_of(example) in self.looked_at for example in task.splits[split])
 
     def was_found_in(self, weights: str) -> bool:
         """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
@@ -320,8 +325,8 @@ def refuse_other_examples(description: Mapping[str, Any], task: Task, splits: Se
         if own.get(split, now[split]) != now[split]:
             raise UserError(
                 f"expected the {split} examples that the run was made with in {task.source!r}, got others, some of which its circuit may have been "
-                "found on; bring them back (the file, the seed and sizes of the data, or the version of nodesieve), or put the new ones alone into another "
-                "file"
+                "found on; bring them back (the file, the seed and sizes of the data, or the version of nodesieve), or put the new ones alone into "
+                "another file"
             )
 
 
