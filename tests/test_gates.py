@@ -196,7 +196,7 @@ def test_examples_of_one_prompt_are_drawn_together() -> None:
     assert upper_bound(thrice) < upper_bound(values)
 
 
-def test_resamples_leave_out_what_an_example_has_not_and_count_it_as_often_as_its_prompt_is_drawn() -> None:
+def test_resamples_leave_out_what_an_example_has_not_and_count_it_as_often_as_its_prompt_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against resamples that are written out. Some prompts have three examples, others one."""
     generator = torch.Generator().manual_seed(0)
     prompts = [i // 3 for i in range(120) if i % 3 == 0 or i < 60]
@@ -209,6 +209,9 @@ def test_resamples_leave_out_what_an_example_has_not_and_count_it_as_often_as_it
         found = [i for prompt in draw for i, own in enumerate(prompts) if own == prompt]
         assert mean == pytest.approx(float(gaps[found].nanmean()), abs=1e-12)
         assert end == pytest.approx(float(values[found].quantile(0.95)), abs=1e-12)
+    monkeypatch.setattr(Resamples, "AT_ONCE", 1000)  # a few resamples at a time
+    torch.testing.assert_close(resamples.means(gaps), means, rtol=0, atol=1e-12)
+    torch.testing.assert_close(resamples.quantiles(values, 0.95), ends, rtol=0, atol=1e-12)
 
 
 def test_a_prompt_with_very_many_examples_takes_no_more_memory_than_others() -> None:

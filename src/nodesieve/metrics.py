@@ -85,7 +85,8 @@ class Resamples:
     def means(self, values: Tensor) -> Tensor:
         """Of values of the examples, (n,), the mean in each resample, (COUNT,); NaN is left out."""
         sums, counts = (values.new_zeros(self._prompts).index_add(0, self._of, x) for x in (values.nan_to_num(), (~values.isnan()).to(values.dtype)))
-        return sums[self._draws].sum(-1) / counts[self._draws].sum(-1)
+        some = torch.split(self._draws, max(1, self.AT_ONCE // self._prompts))
+        return torch.cat([sums[draws].sum(-1) / counts[draws].sum(-1) for draws in some])
 
     def quantiles(self, values: Tensor, share: float) -> Tensor:
         """Of values of the examples, (n,) and none of them NaN, the quantile in each resample, (COUNT,), interpolated as `torch.quantile` does."""

@@ -103,9 +103,13 @@ class Problem:
     def full_logits(self, split: SplitName) -> Tensor:
         """Logits of the whole model at the answer position of every example, (n, V)."""
         if split not in self._full:
-            batches = list(self.task[split].batches(self.batch_size))
-            logits = torch.cat([self.model.logits(batch.clean) for batch in batches])
-            self._full[split] = logits[order_of(batches)]
+            examples, kept = self.task[split], None
+            for batch in examples.batches(self.batch_size):
+                logits = self.model.logits(batch.clean)
+                kept = logits.new_empty(len(examples), logits.shape[-1]) if kept is None else kept  # at once, and once
+                kept[batch.index] = logits
+            assert kept is not None
+            self._full[split] = kept
         return self._full[split]
 
     @torch.no_grad()
