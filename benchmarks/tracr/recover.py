@@ -30,12 +30,13 @@ from nodesieve.scores import standing
 from nodesieve.select import select_budget
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "tracr.json"
 sys.path.append(str(HERE.parent))
 from machine import machine, provenance, versions  # noqa: E402
 
 BUDGET = 0.001  # nats; the least that a needed node costs, closed alone, is 0.0039
 COMPARED = (
-    *("sieve", "multigranular", "nested", "coarse", "greedy", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"),
+    *("sieve", "hybrid", "multigranular", "nested", "coarse", "greedy", "fisher", "gate_gradient", "gate_gradient_ig", "uniform_gradient"),
     *("activation_difference", "weight_magnitude", "random"),
 )
 ABLATIONS = ("counterfactual", "mean", "zero")
@@ -44,10 +45,12 @@ FINE = ("head_dim", "mlp_neuron", "mlp_output")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "tracr.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--methods", nargs="*", default=COMPARED, choices=COMPARED)
     parser.add_argument("--programs", nargs="*", default=list(PROGRAMS), choices=list(PROGRAMS))
     options = parser.parse_args()
+    if options.out == RESULTS and (set(options.methods) != set(COMPARED) or set(options.programs) != set(PROGRAMS)):
+        parser.error("expected all methods and programs, or --out FILE for some: in the results file they would replace all")
     torch.set_num_threads(1)
     rows = []
     for name in options.programs:
