@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nodesieve import controls
+from nodesieve import controls, evaluation
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
 from nodesieve.console import print_controls
@@ -23,6 +24,7 @@ from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
 from nodesieve.nodes import NodeSpace, up_to
 from nodesieve.problem import Problem, make_problem
 from nodesieve.scores import Scores
+from nodesieve.size_curve import SHARES, size_curve
 from planted import PLANTED, planted_model, planted_task
 
 SPACES = {
@@ -247,6 +249,36 @@ def test_controls_are_kept_by_the_name_of_the_task_and_by_what_is_in_a_file(plan
 def test_everything_ablated_is_all_but_the_embedding(planted: tuple[Problem, Circuit, Scores]) -> None:
     found = ablated_circuit(planted[0])
     assert [level for level in LEVELS if found.kept(level)] == ["embedding"]
+
+
+def test_a_circuit_that_overflows_has_no_metrics_and_is_worse_than_any(
+    planted: tuple[Problem, Circuit, Scores], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem, circuit, scores = planted
+    told = evaluation.kl_divergence
+
+    def overflowing(full: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Where they differ much, for one example of the batch, as in 16 bits."""
+        kl = told(full, logits)
+        return torch.where((kl > 0.5) & (kl == kl.max()), torch.inf, kl)
+
+    monkeypatch.setattr(evaluation, "kl_divergence", overflowing)
+    measured = evaluate_circuit(problem, circuit)
+    assert measured.circuit["test"]["kl"] is not None
+    assert set(measured.ablated["test"].values()) == {None}
+    assert measured.circuit["test"]["faithfulness"] is None  # there is nothing to set it beside
+    assert set(evaluate_circuit(problem, ablated_circuit(problem)).intervals["test"].values()) == {None}
+    found = run_controls(problem, circuit, scores, draws=3, partial_draws=1)
+    shown = summary(found)
+    assert shown["random"]["kl_mean"] is shown["random"]["kl_max"] is None
+    assert shown["random"]["hits"] == 0
+    assert None in shown["minimality"]["added"].values()
+    json.dumps(shown, allow_nan=False)
+    print_controls(shown, title="others")
+    assert "inf" not in capsys.readouterr().out
+    curve = size_curve(problem, scores, budget=0.1)["leaves"]
+    assert curve["points"][0]["kl"] is None
+    assert curve["compactness"] in SHARES
 
 
 def test_means_are_over_the_examples_that_have_distractors() -> None:

@@ -152,6 +152,16 @@ def test_tables_are_means_over_the_seeds_of_each_method() -> None:
     assert len(smallest) == len(ranking) == 3
 
 
+def test_what_overflows_has_no_mean() -> None:
+    row = some_row("random", 1, test={"kl": None, "exact_match": None, "faithfulness": None})
+    row["curve"]["leaves"]["points"][0]["kl"] = None
+    smallest, ranking = (lines[1] for lines in tables([some_row("random", 0), row]).values())
+    assert smallest[10:13] == ["-", "50.0%", "-"]
+    assert ranking[7:9] == ["-", "10.60"]
+    about = {"model": "m", "task": "t", "ablation": "zero", "budget": 0.25, "asked": None}
+    assert "<svg" in comparison.render({**about, "rows": [{**row, "versions": {"nodesieve": "1"}}]})
+
+
 def test_every_method_is_compared_once_by_seeds_from_the_config_s_own_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -130,22 +130,26 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
     for group, row in found.items():
         remark = f"p = {row['p']:.3f}" if "p" in row else ""
         if "dearest" in row:
-            remark = f"dearest: {row['dearest']} ({row['added_by_dearest']:+.4f})"
+            remark = f"dearest: {row['dearest']} ({_added(row['added_by_dearest'])})"
         if "free" in row:
             remark = f"{row['free']} cost {row['nothing']:.4f} or less"
-        numbers = [f"{row[name]:.3f}" for name in ("kl_mean", "kl_min", "kl_max")]
+        numbers = [in_figures(row[name]) for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
     _show(table)
     if "minimality" in found:
         _print_costs(found["minimality"]["added"])
 
 
-def _print_costs(added: Mapping[str, float]) -> None:
+def _added(kl: float | None) -> str:
+    return "-" if kl is None else f"{kl:+.4f}"
+
+
+def _print_costs(added: Mapping[str, float | None]) -> None:
     """What each part costs when it is closed alone, from the cheapest to the dearest; the middle of a long list is left to `--json`."""
     table = _table("closed alone, added to the KL")
     for heading in ("part", "KL"):
         table.add_column(heading, justify="right" if heading == "KL" else "left")
-    rows = [(name, f"{cost:+.4f}") for name, cost in added.items()]
+    rows = [(name, _added(cost)) for name, cost in added.items()]
     if len(rows) > 2 * ENDS:
         rows[ENDS:-ENDS] = [(f"... {len(rows) - 2 * ENDS} others", "")]
     for row in rows:

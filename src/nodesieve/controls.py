@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,22 +181,33 @@ def summary(found: Mapping[str, Mapping[str, Any]], *, nothing: float = 0.0) -> 
     Args:
         nothing: nats of KL; parts that add no more are counted as free.
     """
-    own = found["circuit"]["circuit"]["kl"]
+    own = _or_infinite(found["circuit"]["circuit"]["kl"])
     result: dict[str, dict[str, Any]] = {}
     for group, rows in found.items():
-        kls = {name: row["kl"] for name, row in rows.items()}
+        kls = {name: _or_infinite(row["kl"]) for name, row in rows.items()}
         values = list(kls.values())
-        result[group] = {"count": len(values), "kl_mean": sum(values) / len(values), "kl_min": min(values), "kl_max": max(values)}
+        numbers = {"kl_mean": sum(values) / len(values), "kl_min": min(values), "kl_max": max(values)}
+        result[group] = {"count": len(values), **{name: _or_none(number) for name, number in numbers.items()}}
         if group.startswith("random"):
             hits = sum(kl <= own for kl in values)
             result[group] |= {"hits": hits, "p": (1 + hits) / (1 + len(values))}
         if group == "opened":
             dearest = max(kls, key=kls.__getitem__)
-            result[group] |= {"dearest": dearest, "added_by_dearest": kls[dearest] - own}
+            result[group] |= {"dearest": dearest, "added_by_dearest": _or_none(kls[dearest] - own)}
         if group == "minimality":
             added = {name: kls[name] - own for name in sorted(kls, key=kls.__getitem__)}
-            result[group] |= {"added": added, "nothing": nothing, "free": sum(cost <= nothing for cost in added.values())}
+            free = sum(cost <= nothing for cost in added.values())
+            result[group] |= {"added": {name: _or_none(cost) for name, cost in added.items()}, "nothing": nothing, "free": free}
     return result
+
+
+def _or_infinite(kl: float | None) -> float:
+    """One that is not finite is kept as None, which JSON has."""
+    return math.inf if kl is None else kl
+
+
+def _or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def random_circuit(circuit: Circuit, *, by_layer: bool, seed: int) -> Circuit:

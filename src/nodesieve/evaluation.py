@@ -2,7 +2,8 @@
 
 `kl` is KL(full || circuit) in nats at the answer position, `kl_p95` its 95th percentile over examples; `exact_match` says how often both give the
 same top token; `faithfulness` is (m(circuit) - m(ablated)) / (m(full) - m(ablated)) with m the mean logit difference. Metrics that need distractors
-are means over the examples that have some, None where none has. "Ablated" closes every node but the embedding, under the problem's own ablation.
+are means over the examples that have some, None where none has; all are None of a circuit whose KL is not finite for some example.
+"Ablated" closes every node but the embedding, under the problem's own ablation.
 `intervals` are 95% bootstrap intervals over prompts: what another draw of as many test examples might have given, for this circuit.
 """
 
@@ -172,13 +173,17 @@ def _measure(problem: Problem, circuits: Sequence[Circuit], split: SplitName, *,
             for name, value in values.items():
                 row.setdefault(name, []).append(value)
     order = order_of(batches)
-    return tuple({name: torch.cat(parts)[order].cpu().double() for name, parts in row.items()} for row in rows)
+    measured = [{name: torch.cat(parts)[order].cpu().double() for name, parts in row.items()} for row in rows]
+    for values in measured[1:]:
+        if not bool(values["kl"].isfinite().all()):  # as in 16 bits, where a circuit can overflow: it has no means, not those of other examples
+            values.update({name: torch.full_like(value, float("nan")) for name, value in values.items()})
+    return tuple(measured)
 
 
 def _means(values: dict[str, Tensor]) -> Metrics:
     means: Metrics = {name: None if bool(value.isnan().all()) else float(value.nanmean()) for name, value in values.items()}
     if "kl" in values:
-        means["kl_p95"] = float(values["kl"].quantile(0.95))
+        means["kl_p95"] = None if means["kl"] is None else float(values["kl"].quantile(0.95))
     return means
 
 

@@ -252,15 +252,18 @@ def _only_correct(model: GatedModel, task: EncodedTask) -> EncodedTask:
     for name, split in task.splits.items():
         if not all(example.distractors for example in split.examples):
             raise UserError(
-                f"--only-correct expects distractors in every example, got some without in the {name} split (as the further tokens of an answer are "
-                "with --answer-tokens all)"
+                f"--only-correct, an option of the run, expects distractors in every example, got some without in the {name} split (as the further "
+                "tokens of an answer are with --answer-tokens all)"
             )
         right: list[int] = []
         for batch in split.batches(32):
             chosen = batch.index[logit_difference(model.logits(batch.clean), batch) > 0]
             right += chosen.tolist()
         if len(right) < 2:
-            raise UserError(f"--only-correct expects at least 2 {name} examples that the full model gets right, got {len(right)} of {len(split)}")
+            raise UserError(
+                f"--only-correct, an option of the run, expects at least 2 {name} examples that the full model gets right, got {len(right)} of "
+                f"{len(split)}"
+            )
         splits[name] = replace(split, examples=tuple(split.examples[i] for i in sorted(right)))
         skipped[name] = {**task.skipped[name], "full_model_wrong": len(split) - len(right)}
     return replace(task, splits=splits, skipped=skipped)

@@ -90,4 +90,4 @@ def areas(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def compactness(points: Sequence[Mapping[str, Any]], budget: float) -> float:
     """The smallest share whose mean KL is within the budget; the whole model's always is."""
-    return min((point["share"] for point in points if point["kl"] <= budget), default=1.0)
+    return min((point["share"] for point in points if point["kl"] is not None and point["kl"] <= budget), default=1.0)

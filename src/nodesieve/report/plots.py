@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from math import nan
 from typing import Any
 
 from matplotlib import rc_context
@@ -99,16 +100,15 @@ def ranking_curves(history: Sequence[Mapping[str, Any]], budget: float, *, of: s
     return _svg(figure, f"Training: {of.removesuffix(', nats')} by step, at several sizes")
 
 
-def size_curves(lines: Mapping[str, Sequence[tuple[float, float]]], budget: float) -> str:
-    """By method, KL against the share of leaves kept, both on log scales."""
+def size_curves(lines: Mapping[str, Sequence[tuple[float, float | None]]], budget: float) -> str:
+    """By method, KL against the share of leaves kept, both on log scales; a gap where there is none."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for number, (method, points) in enumerate(lines.items()):
         shares, kls = zip(*points, strict=True)
         look = ("-" if number < len(COLOURS) else "--") + "o"
-        axes.plot(
-            [100 * share for share in shares], [max(kl, LOWEST) for kl in kls], look, color=COLOURS[number % len(COLOURS)], markersize=3, label=method
-        )
+        heights = [nan if kl is None else max(kl, LOWEST) for kl in kls]
+        axes.plot([100 * share for share in shares], heights, look, color=COLOURS[number % len(COLOURS)], markersize=3, label=method)
     axes.axhline(budget, color=MUTED, linestyle=":", label="budget")
     axes.set(xscale="log", yscale="log", xlabel="leaves kept, %", ylabel="KL, nats")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

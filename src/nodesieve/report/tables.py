@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from nodesieve.metrics import in_percent
+from nodesieve.metrics import in_figures, in_percent
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if row["method"] == method]
         line: dict[str, Any] = {"method": method, "runs": len(own), "met": sum(row["met"] for row in own)}
         line |= {level: mean(row["nodes"][level]["kept"] for row in own) for level in own[0]["nodes"]}
-        line |= {"size": mean(row["size"] for row in own), "kl": mean(row["test"]["kl"] for row in own)}
+        line |= {"size": mean(row["size"] for row in own), "kl": _mean_of_all(row["test"]["kl"] for row in own)}
         for name in ("unpolished", "polish_seconds", "seconds", "peak_memory_bytes"):
             line[name] = _mean_of_known(row[name] for row in own)
         for name in ("exact_match", "faithfulness"):
@@ -24,10 +24,9 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
         for unit in ("parts", "leaves"):
             for area in ("cpr", "cmd", "compactness"):
-                values = [row["curve"][unit][area] for row in own]
-                line[f"{unit}_{area}"] = None if None in values else mean(values)
+                line[f"{unit}_{area}"] = _mean_of_all(row["curve"][unit][area] for row in own)
         line["leaves_kl"] = {
-            point["share"]: mean(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
+            point["share"]: _mean_of_all(row["curve"]["leaves"]["points"][place]["kl"] for row in own)
             for place, point in enumerate(own[0]["curve"]["leaves"]["points"])
         }
         line |= {f"{way}_passes": _mean_of_known(row["passes"] and row["passes"][way] for row in own) for way in ("forward", "backward")}
@@ -35,9 +34,19 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def _mean_of_all(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return mean(known) if len(known) == len(found) else None
+
+
 def _mean_of_known(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if known else None
+
+
+def _in_hundredths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 # title -> heading -> the cell, from a line of `means`
@@ -53,9 +62,9 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "size": lambda line: in_percent(line["size"]),
         "unpolished": lambda line: "-" if line["unpolished"] is None else in_percent(line["unpolished"]),
         "parameters": lambda line: in_percent(line["parameters"]),
-        "test KL": lambda line: f"{line['kl']:.3f}",
+        "test KL": lambda line: in_figures(line["kl"]),
         "same top token": lambda line: in_percent(line["exact_match"]),
-        "faithfulness": lambda line: "-" if line["faithfulness"] is None else f"{line['faithfulness']:.2f}",
+        "faithfulness": lambda line: _in_hundredths(line["faithfulness"]),
         "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
         "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",
         "passes": lambda line: "-" if line["forward_passes"] is None else f"{line['forward_passes']:,.0f} + {line['backward_passes']:,.0f}",
@@ -67,10 +76,10 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
             for unit in ("parts", "leaves")
             for area, name in (("CPR", "cpr"), ("CMD", "cmd"), ("compactness", "compactness"))
         },
-        "KL at 5%": lambda line: f"{line['leaves_kl'][0.05]:.2f}",
-        "10%": lambda line: f"{line['leaves_kl'][0.1]:.2f}",
-        "20%": lambda line: f"{line['leaves_kl'][0.2]:.2f}",
-        "50%": lambda line: f"{line['leaves_kl'][0.5]:.2f}",
+        "KL at 5%": lambda line: _in_hundredths(line["leaves_kl"][0.05]),
+        "10%": lambda line: _in_hundredths(line["leaves_kl"][0.1]),
+        "20%": lambda line: _in_hundredths(line["leaves_kl"][0.2]),
+        "50%": lambda line: _in_hundredths(line["leaves_kl"][0.5]),
     },
 }
 
