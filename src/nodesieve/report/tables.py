@@ -45,6 +45,10 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
     return mean(known) if known else None
 
 
+def _in_percent(share: float | None) -> str:
+    return "-" if share is None else in_percent(share)
+
+
 def _in_hundredths(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -60,10 +64,10 @@ TABLES: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
         "neurons": lambda line: f"{line.get('mlp_neuron', 0) + line.get('expert', 0):,.0f}",
         "outputs": lambda line: f"{line['mlp_output']:,.0f}",
         "size": lambda line: in_percent(line["size"]),
-        "unpolished": lambda line: "-" if line["unpolished"] is None else in_percent(line["unpolished"]),
+        "unpolished": lambda line: _in_percent(line["unpolished"]),
         "parameters": lambda line: in_percent(line["parameters"]),
         "test KL": lambda line: in_figures(line["kl"]),
-        "same top token": lambda line: in_percent(line["exact_match"]),
+        "same top token": lambda line: _in_percent(line["exact_match"]),
         "faithfulness": lambda line: _in_hundredths(line["faithfulness"]),
         "s": lambda line: " + ".join(f"{line[part]:,.0f}" for part in ("seconds", "polish_seconds") if line[part] is not None) or "-",
         "GB": lambda line: "-" if line["peak_memory_bytes"] is None else f"{line['peak_memory_bytes'] / 1e9:.2f}",
