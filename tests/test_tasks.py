@@ -289,7 +289,7 @@ GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [
         ("clean,corrupted,correct_idx,incorrect_idx\na,b,1\n", "line 2: expected 4 fields, got fewer"),
         ("clean,corrupted,label\na,b,1\n", "line 1: expected a column among correct_idx"),
         ("clean,corrupted,correct_idx,distractor\na,b,1,x\n", "line 1: expected incorrect_idx beside correct_idx, got 'distractor'"),
-        ("clean,answer,incorrect_idx\na,x,1\n", "line 1: expected distractor or distractors or wrong_answers beside answer, got 'incorrect_idx'"),
+        ("clean,answer,incorrect_idx\na,x,1\n", "line 1: expected distractors or distractor or wrong_answers beside answer, got 'incorrect_idx'"),
         ('clean,corrupted,"answer,distractor\na,b,x,"\n', r"got 'clean', 'corrupted', 'answer,distractor\\na,b,x,'$"),
         ('clean,corrupted,"' + 50 * "answer\n" + '"\n', r"got 'clean', .{185,195}\.\.\.$"),
         ('{"clean": "1 + 2 = <predict></predict>", "corrupted": "x"}\n', "line 1: expected one <predict>answer</predict>"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from nodesieve.errors import UserError
 from nodesieve.tasks.base import Example, Task
-from nodesieve.tasks.rows import Row, corrupted_in, name_in, row_of, split_of, task_of_rows, text_under, texts_under
+from nodesieve.tasks.rows import Row, corrupted_in, name_in, names_of, row_of, split_of, task_of_rows, text_under, texts_under
 
 MAX_BYTES = 2**30
 
@@ -151,12 +151,10 @@ def _skip(text: str, place: int) -> int:
 # CSV with token ids (EAP-IG) or text
 
 SHOWN = 200  # characters of a header that is refused
-OF_TEXT = ("distractor", "distractors", "wrong_answers")
 CSV_COLUMNS: dict[str, tuple[str, ...]] = {  # of answers, and of distractors beside them
     "correct_idx": ("incorrect_idx",),
     "clean_answer_idx": ("corrupted_answer_idx",),
-    "answer": OF_TEXT,
-    "answers": OF_TEXT,
+    **dict.fromkeys(names_of("answers"), names_of("distractors")),
 }
 
 
@@ -185,7 +183,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
                 raise UserError(f"{at}: expected {len(header)} fields, got {'more' if None in record else 'fewer'}")
             row = {
                 "clean": record["clean"],
-                "corrupted": record.get("corrupted") or record.get("corrupt") or None,
+                "corrupted": next((record[name] for name in names_of("corrupted") if record.get(name)), None),
                 "answers": _cell(record[good], good, at),
                 "distractors": _cell(record[bad], bad, at) if record.get(bad) else None,
                 "split": record.get("split") or None,

@@ -48,9 +48,14 @@ def row_of(record: Mapping[str, Any], at: str) -> Row:
     )
 
 
+def names_of(key: str) -> tuple[str, ...]:
+    """What is read under `key`: it, and what data calls it, too."""
+    return (key, *SYNONYMS.get(key, ()))
+
+
 def name_in(record: Mapping[str, Any], key: str) -> str:
     """Under which name a record holds what is read under `key`, or `key` where it holds nothing."""
-    return next((name for name in (key, *SYNONYMS.get(key, ())) if record.get(name) is not None), key)
+    return next((name for name in names_of(key) if record.get(name) is not None), key)
 
 
 def corrupted_in(record: Mapping[str, Any], at: str) -> str | None:
