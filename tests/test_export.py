@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from command_line import nodesieve, quick_flags
+from command_line import few_prompts, nodesieve, quick_flags
 from conftest import random_tokens, tiny_model, word_tokenizer
 from nodesieve.ablations import Activations
 from nodesieve.architectures import locate
@@ -161,6 +161,25 @@ def test_a_run_becomes_a_checkpoint_that_needs_nothing_of_ours(
     assert export(run, tmp_path / "nowhere" / "circuit") == 2
     assert nodesieve("export", run, tmp_path / "mib.json", "--ablation", "zero") == 2
     assert "expects --format hf" in capsys.readouterr().err
+
+
+def test_prompts_that_have_moved_are_those_of_the_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, file, moved = tmp_path / "run", few_prompts(tmp_path), tmp_path / "moved.jsonl"
+    flags = ["--method", "random", "--ablation", "mean", "--keep", "0.2", *quick_flags()]
+    assert nodesieve("discover", "--model", model_directory, "--task", file, "--out", run, *flags) == 0
+    file.rename(moved)
+    capsys.readouterr()
+    assert export(run, tmp_path / "circuit") == 2
+    assert "found neither under" in capsys.readouterr().err
+    assert export(run, tmp_path / "circuit", "--task", moved) == 0
+    capsys.readouterr()
+    assert nodesieve("evaluate", run, "--task", moved, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["circuit"]["test"]["kl"] == pytest.approx(load_run(run).metrics["circuit"]["test"]["kl"], rel=1e-4)
+    other = few_prompts(tmp_path, corrupted="{b} and {b} went").rename(tmp_path / "other.jsonl")
+    assert nodesieve("evaluate", run, "--task", other) == 2
+    assert "a mean over the run's own training examples" in capsys.readouterr().err
+    assert nodesieve("export", run, tmp_path / "mib.json", "--task", moved) == 2
+    assert "--task expects --format hf" in capsys.readouterr().err
 
 
 def test_a_circuit_beside_corrupted_prompts_needs_constants(

@@ -99,7 +99,7 @@ def problem_of(
         refuse_other_examples(run.description, task, (*splits, *averaged))
     else:
         _tell_of_seen(run, task, splits)
-        if averaged:  # what closed nodes hold is part of the circuit, whatever it is measured on
+        if averaged and not run.shares(task, "train"):  # what closed nodes hold is part of the circuit, whatever it is measured on
             own = own or _own_task(run, loaded)
             refuse_other_examples(run.description, own, averaged)
             task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)

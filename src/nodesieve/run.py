@@ -98,6 +98,11 @@ class Run:
         """How many examples of a split have a prompt that the circuit was searched or chosen on, as far as the run says: old ones do not."""
         return sum(mark_of(example) in self.looked_at for example in task.splits[split])
 
+    def shares(self, task: Task, split: SplitName) -> bool:
+        """Are these the very examples of the run, wherever they come from?"""
+        own = self.description.get("examples", {}).get("fingerprints", {})
+        return split in own and own[split] == task.fingerprints[split]
+
     def was_found_in(self, weights: str) -> bool:
         """Is this the fingerprint of the weights that the circuit was found in, as far as the run says?"""
         return weights_of(self.description) in (None, weights)

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     help="hf: a checkpoint for transformers; mib: Mechanistic Interpretability Benchmark",
 )
 @click.option("--model", help="the model, where it has moved since the run")
+@click.option("--task", help="for hf: the prompts, where they have moved since the run")
 @click.option("--device", help="torch device; by default the run's own")
 @click.option("--ablation", type=click.Choice(["mean", "zero"]), help="for hf: what closed nodes hold; by default as in the run")
 @trust_remote_code_option
-def command(directory: Path, out: Path, kind: str, model: str | None, device: str | None, ablation: Any, trust_remote_code: bool) -> None:
+def command(
+    directory: Path, out: Path, kind: str, model: str | None, task: str | None, device: str | None, ablation: Any, trust_remote_code: bool
+) -> None:
     """Write the circuit in DIRECTORY to OUT.
 
     hf: into a new directory OUT, the model without what the circuit closes, which transformers reads by itself. mib: to a file OUT, the circuit's
@@ -45,9 +48,11 @@ def command(directory: Path, out: Path, kind: str, model: str | None, device: st
     run = load_run(directory)
     load = partial(model_of_run, run, model=model, device=device, trust_remote_code=trust_remote_code)
     if kind == "hf":
-        _checkpoint(run, directory, out, load, ablation=ablation)
+        _checkpoint(run, directory, out, load, task=task, ablation=ablation)
     elif ablation is not None:
         raise UserError(f"--ablation {ablation} expects --format hf, a checkpoint that holds its constants; add that, or leave it out")
+    elif task is not None:
+        raise UserError("--task expects --format hf, a checkpoint that is tried on prompts; add that, or leave it out")
     else:
         refuse_files_of_runs(out, directory, what="OUT")
         _mib(run, out, load)
@@ -67,7 +72,7 @@ def _mib(run: Run, out: Path, load: Callable[[], LoadedModel]) -> None:
     write_json(out, to_mib(run.circuit, run.scores, parallel=is_parallel(gated)))
 
 
-def _checkpoint(run: Run, directory: Path, out: Path, load: Callable[[], LoadedModel], *, ablation: Any) -> None:
+def _checkpoint(run: Run, directory: Path, out: Path, load: Callable[[], LoadedModel], *, task: str | None, ablation: Any) -> None:
     from nodesieve.ablations import ABLATIONS
     from nodesieve.evaluation import problem_of
     from nodesieve.export import export
@@ -82,7 +87,7 @@ def _checkpoint(run: Run, directory: Path, out: Path, load: Callable[[], LoadedM
     if out.name in ("", "..") or not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"OUT expects a new or empty directory with a name of its own, in one that exists, got {str(out)!r}")
     loaded = load()
-    problem = problem_of(loaded, task_of(run.config, loaded.tokenizer), run, ablation=ablation)
+    problem = problem_of(loaded, task_of(run.config, loaded.tokenizer, task=task), run, ablation=ablation)
     found = export(problem, loaded.tokenizer, run.circuit, out, beside={DESCRIPTION: (directory / DESCRIPTION).read_text("utf-8")})
     print(
         f"{found.parameters:,} parameters, the model has {found.parameters_before:,}; logits as of the gated model, to {found.difference:.1g}",
