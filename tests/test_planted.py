@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import nodesieve.problem
 from merged import Part, merged
+from nodesieve import evaluation
 from nodesieve.circuit import Circuit
 from nodesieve.config import DiscoverConfig, make_config
+from nodesieve.console import print_summary
 from nodesieve.discovery import Interrupted, discover
 from nodesieve.errors import UserError
 from nodesieve.journal import Journal
@@ -22,8 +25,9 @@ from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.methods.fisher import fisher_information, log_p_of_a_drawn_token
 from nodesieve.methods.hybrid import LEARNING_RATE_FINAL, hybrid
 from nodesieve.methods.multigranular import _Run, multigranular
+from nodesieve.metrics import kl_divergence
 from nodesieve.problem import Problem, make_problem
-from nodesieve.run import RunJournal
+from nodesieve.run import RunJournal, load_run
 from nodesieve.scores import Scores
 from nodesieve.spawn import refuse_what_changed
 from planted import PLANTED, all_nodes, kept, planted_model, planted_task
@@ -112,6 +116,26 @@ def test_what_is_odd_of_a_circuit_to_stay_within_is_said(tmp_path: Path) -> None
     run = discover(planted_model(), other, make_config(options), journal=Noting())
     assert run.seen_of(other, "test") == len(own.splits["train"])  # by the outer search, so by what was found within its circuit, too
     assert f"{len(own.splits['train'])} of the test examples are of prompts that" in next(note for note in notes if str(tmp_path) in note)
+
+
+def test_a_circuit_that_overflows_for_one_example_meets_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(full: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """As in 16 bits, where the answer is far off for some example of a batch."""
+        kl = kl_divergence(full, logits)
+        return torch.where((kl > 0.3) & (kl == kl.max()), torch.nan, kl)
+
+    for module in (evaluation, nodesieve.problem):
+        monkeypatch.setattr(module, "kl_divergence", overflowing)
+    for method in ("sieve", "fisher"):
+        run = discover(planted_model(), planted_task(), make_config({"kl_budget": 1.0, "method": method, "steps": 40}))
+        assert run.metrics["budget"]["met"]
+        assert 0 <= run.metrics["circuit"]["validation"]["kl"] <= run.metrics["budget"]["validation_kl_upper"] <= 1
+    asked = discover(planted_model(), planted_task(), make_config({"keep": 0.05, "method": "random"}))
+    asked.save(tmp_path)
+    read = load_run(tmp_path)
+    assert read.metrics["budget"] == {"kl": 0.25, "met": False, "validation_kl_upper": None}
+    assert read.metrics["circuit"]["test"]["kl"] is None
+    print_summary(read)
 
 
 def test_the_circuit_that_a_search_is_to_stay_in_is_part_of_what_it_began_with(tmp_path: Path) -> None:

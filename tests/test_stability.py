@@ -156,7 +156,7 @@ def test_what_overflows_has_no_mean() -> None:
     row = some_row("random", 1, test={"kl": None, "exact_match": None, "faithfulness": None})
     row["curve"]["leaves"]["points"][0]["kl"] = None
     smallest, ranking = (lines[1] for lines in tables([some_row("random", 0), row]).values())
-    assert smallest[10:13] == ["-", "50.0%", "-"]
+    assert smallest[10:13] == ["-", "-", "-"]
     assert ranking[7:9] == ["-", "10.60"]
     about = {"model": "m", "task": "t", "ablation": "zero", "budget": 0.25, "asked": None}
     assert "<svg" in comparison.render({**about, "rows": [{**row, "versions": {"nodesieve": "1"}}]})
@@ -253,6 +253,18 @@ def test_what_a_builtin_task_draws_otherwise_by_now_is_told_before_any_run(model
         spawn.refuse_changed_inputs([done], run.config)  # nothing is left to make
         with told:
             spawn.refuse_changed_inputs([done, tmp_path / "random-1"], run.config)
+
+
+def test_a_file_that_has_changed_is_told_before_any_run(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, options = tmp_path / "compared", tmp_path / "options.yaml"
+    options.write_text("\n".join(f"{name}: {str(value).lower()}" for name, value in QUICK.items()))
+    command = ["compare", "--model", model_directory, "--task", few_prompts(tmp_path), "--config", options, "--out", out]
+    assert nodesieve(*command, "--methods", "random") == 0
+    few_prompts(tmp_path, corrupted="{b} and {b} went")
+    capsys.readouterr()
+    assert nodesieve(*command, "--methods", "weight_magnitude,random") == 2
+    assert f"in '{out / 'random-0'}': expected the train examples that the run was made with" in capsys.readouterr().err
+    assert not (out / "weight_magnitude-0").exists()
 
 
 def test_methods_side_by_side(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

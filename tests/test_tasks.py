@@ -260,6 +260,14 @@ def test_a_broken_file_is_read_or_refused_in_one_line(tmp_path: Path, name: str,
 GOOD = '{"clean": "a b", "corrupted": "c d", "answers": [" x"], "distractors": [" y"]}'
 
 
+def test_of_several_names_a_file_s_own_is_read(tmp_path: Path) -> None:
+    """As of records: what a name stands for is read where the name itself is not there."""
+    file = tmp_path / "task.csv"
+    file.write_text("clean,corrupt,corrupted,answer,answers,distractor,distractors,split\na,b,c, d, e, f, g,test\n")
+    (example,) = read_task(file, seed=0).splits["test"]
+    assert example == Example(clean="a", corrupted="c", answers=(" e",), distractors=(" g",))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -36,7 +36,7 @@ from nodesieve.batches import mix
 from nodesieve.circuit import Circuit
 from nodesieve.compare import row
 from nodesieve.config import DiscoverConfig, make_config
-from nodesieve.controls import controls_file, costs_nothing, summary
+from nodesieve.controls import DEFINITION, controls_file, costs_nothing, summary
 from nodesieve.errors import UserError
 from nodesieve.evaluation import problem_of
 from nodesieve.files import read_json, write_json
@@ -168,7 +168,7 @@ def collected(runs: Path) -> dict[str, Any]:
             for place, run in finished(runs / task, f"{method}-[0-9]"):
                 measured = controls_file(place, task=task, split="test", ablation=run.config.ablation)
                 kept = read_json(measured) if measured.is_file() else {}
-                if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint:
+                if kept.get("complete") and kept["circuit"] == run.circuit.fingerprint and kept.get("definition") == DEFINITION:
                     about = {"task": task, "method": method, "seed": run.config.seed, "size": run.metrics["size"]}
                     beside.append({**about, "groups": summary(kept["groups"], nothing=costs_nothing(run))})
         for method in WHOLE:

@@ -195,7 +195,7 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
         own, complement = (groups[name]["kl_mean"] for name in ("circuit", "complement"))
         cheapest, few = alone["kl_min"] - own, NOTHING * BUDGET
         if "added" in alone:
-            free = str(sum(cost <= few for cost in alone["added"].values()))
+            free = str(sum(cost is not None and cost <= few for cost in alone["added"].values()))
         else:  # an early row, which says of the others only how many are below 0
             free = f"{max(alone['free'], int(cheapest <= few))} or more"
         lines.append(

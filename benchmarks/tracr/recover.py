@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=COMPARED, choices=COMPARED)
     parser.add_argument("--programs", nargs="*", default=list(PROGRAMS), choices=list(PROGRAMS))
     options = parser.parse_args()
-    if options.out == RESULTS and (set(options.methods) != set(COMPARED) or set(options.programs) != set(PROGRAMS)):
+    if options.out.resolve() == RESULTS.resolve() and (set(options.methods) != set(COMPARED) or set(options.programs) != set(PROGRAMS)):
         parser.error("expected all methods and programs, or --out FILE for some: in the results file they would replace all")
     torch.set_num_threads(1)
     rows = []

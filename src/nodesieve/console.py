@@ -110,7 +110,7 @@ def print_summary(run: Run) -> None:
             f"polished: {in_percent(metrics['size'])} of the leaves, {in_percent(before['size'])} before, {before['seconds']:.0f} s", highlight=False
         )
     console.print(
-        f"{verdict} on validation data (upper end {budget['validation_kl_upper']:.3f})\n"
+        f"{verdict} on validation data (upper end {in_figures(budget['validation_kl_upper'])})\n"
         f"{metrics['steps']} steps, {metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB"
         f"{' on ' + metrics['device'] if metrics.get('device') else ''}",
         highlight=False,
@@ -132,7 +132,7 @@ def print_controls(found: Mapping[str, Mapping[str, Any]], *, title: str) -> Non
         if "dearest" in row:
             remark = f"dearest: {row['dearest']} ({_added(row['added_by_dearest'])})"
         if "free" in row:
-            remark = f"{row['free']} cost {row['nothing']:.4f} or less"
+            remark = f"{row['free']} cost {format(row['nothing'], 'g') + ' or less' if row['nothing'] else 'nothing'}"
         numbers = [in_figures(row[name]) for name in ("kl_mean", "kl_min", "kl_max")]
         table.add_row(group.replace("_", " "), str(row["count"]), *numbers, remark)
     _show(table)

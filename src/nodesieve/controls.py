@@ -34,6 +34,7 @@ from nodesieve.evaluation import measure_circuits
 from nodesieve.files import write_json
 from nodesieve.journal import Journal
 from nodesieve.levels import CHILDLESS, LEAVES, LEVELS
+from nodesieve.metrics import or_none
 from nodesieve.models import weights_fingerprint
 from nodesieve.nodes import up_to
 from nodesieve.parts import NOTHING
@@ -187,27 +188,23 @@ def summary(found: Mapping[str, Mapping[str, Any]], *, nothing: float = 0.0) -> 
         kls = {name: _or_infinite(row["kl"]) for name, row in rows.items()}
         values = list(kls.values())
         numbers = {"kl_mean": sum(values) / len(values), "kl_min": min(values), "kl_max": max(values)}
-        result[group] = {"count": len(values), **{name: _or_none(number) for name, number in numbers.items()}}
+        result[group] = {"count": len(values), **{name: or_none(number) for name, number in numbers.items()}}
         if group.startswith("random"):
             hits = sum(kl <= own for kl in values)
             result[group] |= {"hits": hits, "p": (1 + hits) / (1 + len(values))}
         if group == "opened":
             dearest = max(kls, key=kls.__getitem__)
-            result[group] |= {"dearest": dearest, "added_by_dearest": _or_none(kls[dearest] - own)}
+            result[group] |= {"dearest": dearest, "added_by_dearest": or_none(kls[dearest] - own)}
         if group == "minimality":
             added = {name: kls[name] - own for name in sorted(kls, key=kls.__getitem__)}
             free = sum(cost <= nothing for cost in added.values())
-            result[group] |= {"added": {name: _or_none(cost) for name, cost in added.items()}, "nothing": nothing, "free": free}
+            result[group] |= {"added": {name: or_none(cost) for name, cost in added.items()}, "nothing": nothing, "free": free}
     return result
 
 
 def _or_infinite(kl: float | None) -> float:
     """One that is not finite is kept as None, which JSON has."""
     return math.inf if kl is None else kl
-
-
-def _or_none(number: float) -> float | None:
-    return number if math.isfinite(number) else None
 
 
 def random_circuit(circuit: Circuit, *, by_layer: bool, seed: int) -> Circuit:

@@ -24,7 +24,7 @@ from nodesieve.journal import SCORING, Journal, Stopped
 from nodesieve.levels import DEFAULT_LEVELS, LEVELS
 from nodesieve.method_rows import readers_of
 from nodesieve.methods import METHODS
-from nodesieve.metrics import in_percent
+from nodesieve.metrics import in_percent, or_none
 from nodesieve.models import DTYPES, LoadedModel, device_name
 from nodesieve.polish import polish
 from nodesieve.problem import QUICK, Loss, Problem, as_counts, counts_in_words, make_problem, refuse_lacking
@@ -133,7 +133,7 @@ def discover(
         metrics["unpolished"] = {
             "size": unpolished.circuit.size,
             "nodes": {level: unpolished.circuit.kept(level) for level in problem.nodes.levels},
-            "validation_kl_upper": unpolished.kl_upper,
+            "validation_kl_upper": or_none(unpolished.kl_upper),
             "seconds": polishing,
         }
     return Run(
@@ -280,7 +280,7 @@ def metrics_of(problem: Problem, selection: Selection, evaluation: Evaluation, c
         "circuit": evaluation.circuit,
         "ablated": evaluation.ablated,
         "intervals": evaluation.intervals,
-        "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": selection.kl_upper},
+        "budget": {"kl": config.kl_budget, "met": selection.met, "validation_kl_upper": or_none(selection.kl_upper)},
     }
 
 

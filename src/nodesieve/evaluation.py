@@ -100,18 +100,19 @@ def problem_of(
     else:
         _tell_of_seen(run, task, splits)
         if averaged and not run.shares(task, "train"):  # what closed nodes hold is part of the circuit, whatever it is measured on
-            own = own or _own_task(run, loaded)
-            refuse_other_examples(run.description, own, averaged)
+            own = _own_task(run, loaded, own)
             task = replace(task, splits={**task.splits, "train": own.splits["train"]}, redrawn=own.redrawn)
     problem = make_problem(loaded, task, replace(run.config, force=True, ablation=ablation), splits=splits)
     refuse_other_nodes(run.circuit, problem.nodes)
     return problem
 
 
-def _own_task(run: Run, loaded: LoadedModel) -> Task:
-    """What the run was made on, read again."""
+def _own_task(run: Run, loaded: LoadedModel, given: Task | None) -> Task:
+    """What the run was made on, read again unless it is given."""
     try:
-        return task_of(run.config, loaded.tokenizer)
+        own = given or task_of(run.config, loaded.tokenizer)
+        refuse_other_examples(run.description, own, ("train",))
+        return own
     except UserError as error:
         raise UserError(f"under the mean ablation closed nodes hold a mean over the run's own training examples: {error}") from error
 

@@ -25,6 +25,11 @@ def in_figures(value: object) -> str:
     return "-" if value is None else f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
 
 
+def or_none(number: float) -> float | None:
+    """A number as JSON has it, which knows no infinity."""
+    return number if math.isfinite(number) else None
+
+
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
     """KL(full || circuit) of each example in nats: logits (B, V), (B, V) -> (B,)."""
     log_p, log_q = functional.log_softmax(full, -1), functional.log_softmax(circuit, -1)
@@ -58,11 +63,13 @@ EXTRA_METRICS = {"prob_diff": probability_difference, "cutoff_sharpness": cutoff
 
 
 def upper_bound(values: Tensor, *, prompts: Sequence[int] | None = None) -> float:
-    """Upper end of the one-sided 95% bootstrap interval of a mean over examples, (n,) -> a number.
+    """Upper end of the one-sided 95% bootstrap interval of a mean over examples, (n,) -> a number; infinite where one of them is not finite.
 
     Args:
         prompts: of which prompt each example is, as for `Resamples`; by default each is of its own.
     """
+    if not bool(values.isfinite().all()):
+        return math.inf
     return float(Resamples(range(len(values)) if prompts is None else prompts).means(values.cpu().double()).quantile(0.95))
 
 

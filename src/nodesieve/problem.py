@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -147,14 +148,14 @@ class Problem:
         cut: bool = False,
         values: Values | None = None,
     ) -> list[Tensor]:
-        """The objective of every example of a split, one (n,) tensor a circuit; arguments as for `circuit_logits`."""
+        """The objective of every example of a split, one (n,) tensor a circuit; infinite where one overflows. Arguments as for `circuit_logits`."""
         full = self.full_logits(split)
         rows: list[list[Tensor]] = [[] for _ in circuits]
         batches = []
         for batch, logits in self.circuit_logits(circuits, split, first=first, skip=skip, cut=cut, values=values):
             batches.append(batch)
             for row, own in zip(rows, logits, strict=True):
-                row.append(self.objective(full[batch.index], own, batch))
+                row.append(self.objective(full[batch.index], own, batch).nan_to_num(math.inf, math.inf))
         return [torch.cat(row)[order_of(batches)] for row in rows]
 
     def looks(self, circuits: Sequence[Circuit], split: SplitName, *, first: int | None = None, skip: int = 0) -> list[Tensor]:

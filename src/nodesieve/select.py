@@ -88,7 +88,7 @@ def _searched(scores: Scores, measure: Measure, look: Measure, *, budget: float,
     def looked_at(place: int) -> float:
         if place not in looks:
             (kl,) = look([scores.circuit(cuts[place])])
-            looks[place] = float(kl.mean().nan_to_num(math.inf))  # one that overflows is no part of what meets the budget
+            looks[place] = float(kl.mean())
         return looks[place]
 
     def crossing(most: float) -> int:

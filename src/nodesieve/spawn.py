@@ -27,6 +27,7 @@ from nodesieve.run import (
     write_config,
 )
 from nodesieve.tasks import BUILTINS
+from nodesieve.tasks.base import Task
 from nodesieve.tasks.load import task_of
 from nodesieve.tasks.readers import read_task
 from nodesieve.tasks.rows import refuse_records
@@ -87,8 +88,8 @@ def refuse_what_changed(directory: Path, config: DiscoverConfig) -> None:
 
 
 def refuse_changed_inputs(directories: Sequence[Path], config: DiscoverConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise UserError unless all finished runs are of the same weights and, where some are still to be made, these are the model's now and a built-in
-    task's examples are those that they were made with; `ensure_run` sees to files."""
+    """Raise UserError unless all finished runs are of the same weights and, where some are still to be made, these are the model's now and the task's
+    examples are those that they were made with."""
     done = {place: read_json(place / DESCRIPTION) for place in directories if is_finished(place)}
     known = {place: weights for place, description in done.items() if (weights := weights_of(description))}
     if not done:
@@ -104,9 +105,18 @@ def refuse_changed_inputs(directories: Sequence[Path], config: DiscoverConfig, *
         return
     loaded = model_of(config, trust_remote_code=trust_remote_code)  # held for the moment only, not beside the runs
     refuse_other_weights(loaded, weights, of=first)
-    if config.task in BUILTINS:
-        for place, description in done.items():
-            refuse_other_examples(description, task_of(read_config(place), loaded.tokenizer))
+    drawn: dict[tuple[int, ...], Task] = {}
+    for place, description in done.items():
+        made = read_config(place)
+        if made.task != config.task:  # which `ensure_run` refuses
+            continue
+        options = (made.seed_of_data, made.train_size, made.validation_size, made.redraws)
+        if options not in drawn:
+            drawn[options] = task_of(made, loaded.tokenizer)
+        try:
+            refuse_other_examples(description, drawn[options])
+        except UserError as error:
+            raise UserError(f"in {str(place)!r}: {error}") from error
 
 
 def refuse_other_weights(loaded: LoadedModel, weights: str | None, *, of: Path) -> None:

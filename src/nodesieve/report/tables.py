@@ -19,8 +19,8 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line |= {"size": mean(row["size"] for row in own), "kl": _mean_of_all(row["test"]["kl"] for row in own)}
         for name in ("unpolished", "polish_seconds", "seconds", "peak_memory_bytes"):
             line[name] = _mean_of_known(row[name] for row in own)
-        for name in ("exact_match", "faithfulness"):
-            line[name] = _mean_of_known(row["test"][name] for row in own)
+        line["exact_match"] = _mean_of_all(row["test"]["exact_match"] for row in own)
+        line["faithfulness"] = None if line["kl"] is None else _mean_of_known(row["test"]["faithfulness"] for row in own)
         line["parameters"] = mean(row["parameters"]["kept"] / row["parameters"]["total"] for row in own)
         for unit in ("parts", "leaves"):
             for area in ("cpr", "cmd", "compactness"):

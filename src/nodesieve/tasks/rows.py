@@ -190,7 +190,7 @@ def refuse_records(source: str) -> None:
     """Raise UserError where a run was found on records in Python, which no file holds."""
     if (source == RECORDS or source.startswith(f"{RECORDS}:")) and not Path(source).exists():
         raise UserError(
-            f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: evaluate takes others "
-            "with --task FILE (in Python and with own= under the mean ablation), for anything else write the records to a file and find the "
-            "circuit with that"
+            f"expected prompts in a file, got a run that was found on records in Python ({source}), which it does not keep: evaluate and "
+            "export take some with --task FILE (under mean those of the run, or own= in Python), for anything else write the records to a file and "
+            "find the circuit with that"
         )
