@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import nodesieve as ns
-from command_line import nodesieve, quick_flags
+from command_line import few_prompts, nodesieve, quick_flags
 from conftest import tiny_model
 from nodesieve import gated_model, in_one
 from nodesieve.config import DiscoverConfig
 from nodesieve.gated_model import GatedModel
 from nodesieve.gating import Gating
+from nodesieve.levels import DEFAULT_LEVELS
 from nodesieve.run import read_config
 from nodesieve.tasks import ioi, words
 from test_cache import make_problem as random_problem
@@ -32,6 +33,7 @@ import levers  # noqa: E402
 import recover  # noqa: E402
 import remembered  # noqa: E402
 import scaling  # noqa: E402
+import stability  # noqa: E402
 import step  # noqa: E402
 import what_limits  # noqa: E402
 from machine import provenance  # noqa: E402
@@ -59,6 +61,17 @@ def test_pages_show_what_was_measured(shown: Callable[[Any], str], results: str,
 
 def test_the_budget_stands_in_the_page() -> None:
     assert (BENCHMARKS / "results" / "budget.md").read_text("utf-8").strip() in (DOCS / "cost.md").read_text("utf-8")
+
+
+def test_what_runs_agree_on_can_be_shown(model_directory: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--model", model_directory, "--task", few_prompts(tmp_path), *quick_flags(method="random")]
+    assert nodesieve("discover", *flags, "--out", run) == 0
+    assert nodesieve("stability", run, "--seeds", 2) == 0
+    shown = stability.markdown({"machine": "none", "versions": {"nodesieve": "1"}, **stability.measured(run)})
+    rows = [line.split(" | ")[0] for line in shown.splitlines()]
+    assert rows[2:6] == ["| seed 0", "| seed 1, resampled", "| seed 2, resampled", "| kept by 2 of 3 runs"]
+    assert {f"| {level}" for level in DEFAULT_LEVELS if level != "expert"} <= {*rows}
 
 
 def test_no_unseen_name_is_in_the_task() -> None:
