@@ -46,6 +46,7 @@ PAGES = [
     (claims.side_by_side, "claims", DOCS / "claims.md"),
     (claims.markdown, "claims", DOCS / "claims-tables.md"),
     (what_limits.markdown, "what_limits", DOCS / "trials.md"),
+    (stability.markdown, "stability", DOCS / "evidence.md"),
     *((script.markdown, script.__name__, BENCHMARKS / "README.md") for script in (levers, remembered, scaling, step)),
     (recover.markdown, "tracr", BENCHMARKS / "README.md"),
 ]
