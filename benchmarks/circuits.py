@@ -80,6 +80,10 @@ def fill(page: Path, table: str) -> None:
     page.write_text(f"{before}{start}{table}{end}{after}", "utf-8")
 
 
+def table(headings: list[str], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
+
+
 def draw(name: str, *, runs: Path) -> None:
     """The training curves of a run, as its report shows them."""
     run = load_run(directory(name, runs))
@@ -112,10 +116,11 @@ def on_others(out: Path, other: str, circuit: str) -> dict[str, Any] | None:
     return found["circuit"]["test"] if found.get("of") == circuit else None
 
 
-def call(*arguments: Any, threads: int, capture: bool = False) -> str:
-    command = [str(Path(sys.executable).parent / "nodesieve"), *map(str, arguments)]
-    print("$", " ".join(command[:1] and ["nodesieve", *command[1:]]), flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+def call(*arguments: Any, threads: int | None = None, capture: bool = False) -> str:
+    """`nodesieve` in a process of its own, on as many threads as it takes or is given -> what it printed, where that is captured."""
+    print("$ nodesieve", *arguments, flush=True)
+    command = [sys.executable, "-P", "-m", "nodesieve", *map(str, arguments)]
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if capture else None, env=environment)
     return done.stdout or ""
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from circuits import fill
+from circuits import call, fill, table
 from machine import machine, provenance, versions
 
 from nodesieve.files import read_json
@@ -33,24 +31,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     if not is_finished(options.run):
-        nodesieve("discover", "--task", options.task, "--out", options.run)
-    nodesieve("stability", options.run, "--seeds", options.seeds)
+        call("discover", "--task", options.task, "--out", options.run)
+    call("stability", options.run, "--seeds", options.seeds)
     result = {"machine": machine(), "versions": versions(), **measured(options.run)}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     fill(PAGE, markdown(result))
 
 
-def nodesieve(*arguments: Any) -> None:
-    print("$ nodesieve", *arguments, flush=True)
-    subprocess.run([sys.executable, "-P", "-m", "nodesieve", *map(str, arguments)], check=True)
-
-
 def measured(directory: Path) -> dict[str, Any]:
-    """What `stability` found of the run, beside what each of the runs has."""
+    """What `stability` found of the run the last time, beside what each of its runs has."""
+    found = read_json(directory / STABILITY)
     again = sorted((directory / "stability").glob("seed-*"), key=lambda place: int(place.name.removeprefix("seed-")))
-    runs = [load_run(directory), *map(load_run, again)]
+    runs = [load_run(directory), *map(load_run, again[: found["runs"] - 1])]  # there may be more, of an earlier call
     first = runs[0].config
-    return {"task": first.task, "method": first.method, "circuits": [brief(run) for run in runs], **read_json(directory / STABILITY)}
+    return {"task": first.task, "method": first.method, "circuits": [brief(run) for run in runs], **found}
 
 
 def brief(run: Run) -> dict[str, Any]:
@@ -66,20 +60,21 @@ def brief(run: Run) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     rows, consensus = result["circuits"], result["consensus"]
-    agreed = f"kept by {consensus['at_least']} of {result['runs']} runs"
-    shown = [*((f"seed {row['seed']}{', resampled' if row['resampled'] else ''}", row) for row in rows)]
-    shown.append((agreed, {**consensus, "test": consensus["circuit"]["test"]}))
-    lines = ["| circuit | heads | MLPs | dims | neurons | outputs | size | test KL | same top token | faithfulness |", "|" + "---|" * 10]
+    shown = [(f"seed {row['seed']}{', resampled' if row['resampled'] else ''}", row) for row in rows]
+    shown.append((f"kept by {consensus['at_least']} of {result['runs']} runs", {**consensus, "test": consensus["circuit"]["test"]}))
+    lines = []
     for name, row in shown:
         nodes, test = row["nodes"], row["test"]
         counts = [f"{nodes[level]:,}" for level in ("head", "mlp_block", "head_dim", "mlp_neuron", "mlp_output")]
-        cells = [name, *counts, in_percent(row["size"]), f"{test['kl']:.3f}", in_percent(test["exact_match"]), f"{test['faithfulness']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| level | Jaccard index, mean of all pairs | lowest | highest | by chance |", "|" + "---|" * 5]
-    for level, row in result["levels"].items():
-        if level in rows[0]["nodes"] and level != "embedding":
-            lines.append(f"| {level} | " + " | ".join(f"{row[name]:.2f}" for name in ("jaccard", "lowest", "highest", "chance")) + " |")
-    return "\n".join([*lines, "", f"`{result['task']}`, method `{result['method']}`. {provenance(result)}"]) + "\n"
+        lines.append([name, *counts, in_percent(row["size"]), f"{test['kl']:.3f}", in_percent(test["exact_match"]), f"{test['faithfulness']:.2f}"])
+    indices = [
+        [level, *(f"{row[name]:.2f}" for name in ("jaccard", "lowest", "highest", "chance"))]
+        for level, row in result["levels"].items()
+        if level != "embedding"
+    ]
+    parts = table(["circuit", "heads", "MLPs", "dims", "neurons", "outputs", "size", "test KL", "same top token", "faithfulness"], lines)
+    parts += ["", *table(["level", "Jaccard index, mean of all pairs", "lowest", "highest", "by chance"], indices)]
+    return "\n".join([*parts, "", f"`{result['task']}`, method `{result['method']}`. {provenance(result)}"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_run_can_be_recorded(model_directory: Path, tmp_path: Path, monkeypatc
 
 def test_the_command_line_takes_every_run_of_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(claims, "nodesieve", lambda *arguments: asked.append([str(argument) for argument in arguments]))
+    monkeypatch.setattr(claims, "call", lambda *arguments: asked.append([str(argument) for argument in arguments]))
     made: list[Path] = []
     monkeypatch.setattr(claims, "ensure_run", lambda out, config: made.append(out))
     monkeypatch.setattr(claims, "within", lambda runs, task, method, seed: claims.ensure_run(runs / f"within-{method}-{seed}", DiscoverConfig()))

@@ -57,25 +57,26 @@ def test_what_is_needed_alone_is_all_that_is_needed(name: str, ablation: str) ->
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_the_truth_is_what_reading_a_program_says(ablation: str) -> None:
     """By what residual dimensions stand for. Each of these has one head, and one MLP of which nothing is to spare for what the answer hangs on."""
-    outputs = {
-        "x-proportion": {(0, "map_3")},  # is a word an x? Then one dimension of one head averages that
-        "hist": {(0, f"hist_15:{count}") for count in range(1, 6)},  # of five words one at least is the last
-        "pattern": {(0, f"map_{which}:{says}") for which in (19, 21) for says in ("False", "True")}  # is a word an a, is it a b?
-        | {(1, f"detect_pattern(ab)_17:{says}") for says in ("False", "True")},
+    programs: dict[str, tuple[int, int, int, set[tuple[int, str]]]] = {  # the head's layer, its dimensions, neurons, outputs
+        # is a word an x? Then one dimension of one head averages that
+        "x-proportion": (1, 1, 1, {(0, "map_3")}),
+        # a count; two neurons to tell each of five from the next, since of five words one at least is the last
+        "hist": (0, 1, 10, {(0, f"hist_15:{count}") for count in range(1, 6)}),
+        # is a word an a, is it a b? Whether there was an a before; and both
+        "pattern": (
+            *(1, 2, 8),
+            {(0, f"map_{which}:{says}") for which in (19, 21) for says in ("False", "True")}
+            | {(1, f"detect_pattern(ab)_17:{says}") for says in ("False", "True")},
+        ),
     }
-    heads, dims, neurons = (
-        {"x-proportion": 1, "hist": 0, "pattern": 1},
-        {"x-proportion": 1, "hist": 1, "pattern": 2},
-        {"x-proportion": 1, "pattern": 8},
-    )
-    for name, written in outputs.items():
+    for name, (layer, dims, neurons, outputs) in programs.items():
         needed = truth(load_program(name).problem(ablation))
         with safe_open(HERE / f"{name}.safetensors", framework="pt") as file:
             residual = json.loads(file.metadata()["about"])["residual"]
-        assert {(layer, residual[d]) for layer, d in needed["mlp_output"].nonzero().tolist()} == written
-        assert needed["head"].nonzero().tolist() == [[heads[name], 0]]  # its layer: what it reads of an MLP comes before
-        assert needed["head_dim"].sum() == dims[name]  # a count, or a share; whether there was an a
-        assert needed["mlp_neuron"].sum() == neurons.get(name, 10)  # two to tell each of five counts from the next
+        assert {(at, residual[d]) for at, d in needed["mlp_output"].nonzero().tolist()} == outputs
+        assert needed["head"].nonzero().tolist() == [[layer, 0]]  # what it reads of an MLP comes before
+        assert needed["head_dim"].sum() == dims
+        assert needed["mlp_neuron"].sum() == neurons
 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero"])

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ from nodesieve.tasks.load import task_of
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
-from circuits import fill  # noqa: E402
+from circuits import call, fill  # noqa: E402
 from machine import machine  # noqa: E402
 from page import markdown, side_by_side  # noqa: E402
 from plan import CONTROLLED, DRAWS, METHODS, ORDER, PARTS, SEEDS, SETTINGS, SHORT, TASKS, VARIANTS, WHOLE, device_of  # noqa: E402
@@ -77,7 +76,7 @@ def main() -> None:
                 compared(runs / task / name, task, few, options.seeds, setting.options)
         if "controls" in options.parts:
             for method, seed in ((method, seed) for method in CONTROLLED if method in options.methods for seed in range(options.seeds)):
-                nodesieve("evaluate", runs / task / f"{method}-{seed}", "--controls")
+                call("evaluate", runs / task / f"{method}-{seed}", "--controls")
         if "within" in options.parts:
             for method, seed in ((method, seed) for seed in range(options.seeds) for method in WHOLE if method in options.methods):
                 within(runs / task, task, method, seed)
@@ -93,11 +92,6 @@ def main() -> None:
     fill(TABLES, markdown(result))
 
 
-def nodesieve(*arguments: Any) -> None:
-    print("$ nodesieve", *arguments, flush=True)
-    subprocess.run([sys.executable, "-P", "-m", "nodesieve", *map(str, arguments)], check=True)
-
-
 def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: Mapping[str, Any] | None = None) -> None:
     """`shared`: options of all runs, by their names in a config."""
     more: tuple[Any, ...] = ()
@@ -105,7 +99,7 @@ def compared(out: Path, task: str, methods: Sequence[str], seeds: int, shared: M
         out.mkdir(parents=True, exist_ok=True)
         (out / "shared.yaml").write_text(yaml.safe_dump(dict(shared)), "utf-8")
         more = ("--config", out / "shared.yaml")
-    nodesieve("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
+    call("compare", "--task", task, "--methods", ",".join(methods), "--seeds", seeds, *more, "--out", out)
 
 
 def made(out: Path, config: DiscoverConfig) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from statistics import mean
 from typing import Any
 
+from circuits import table
 from machine import provenance
 from plan import BUDGET, CUT, METHODS, SEEDS, SETTINGS, SHORT, TASKS, on_cpu
 
@@ -178,10 +179,6 @@ def by_seed(rows: list[dict[str, Any]]) -> list[str]:
     methods, seeds = dict.fromkeys(one["method"] for one in rows), sorted({one["seed"] for one in rows})
     lines = [[method, *(", ".join(found.get((method, seed), ["-"])) for seed in seeds)] for method in methods]
     return table(["method", *(f"seed {seed}" for seed in seeds)], lines)
-
-
-def table(headings: list[str], lines: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *("| " + " | ".join(line) + " |" for line in lines)]
 
 
 def others(rows: list[dict[str, Any]]) -> list[str]:
